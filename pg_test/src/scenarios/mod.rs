@@ -1,0 +1,30 @@
+//! The scenarios, one family per file. Each opens with the failure it guards against.
+
+mod bad_input_settings;
+mod conflict_lww;
+mod crash_apply;
+mod least_privilege_tls;
+mod partition_heals;
+mod provider_gone;
+mod self_check;
+mod support;
+mod walkthrough;
+mod wrong_clock;
+
+use crate::scenario::Scenario;
+
+/// In the order in which they start: what takes long comes early, so that the end is not one of them alone.
+pub(crate) fn all() -> Vec<Scenario> {
+    [
+        self_check::SCENARIOS,
+        walkthrough::SCENARIOS,
+        crash_apply::SCENARIOS,
+        partition_heals::SCENARIOS,
+        provider_gone::SCENARIOS,
+        conflict_lww::SCENARIOS,
+        wrong_clock::SCENARIOS,
+        least_privilege_tls::SCENARIOS,
+        bad_input_settings::SCENARIOS,
+    ]
+    .concat()
+}
