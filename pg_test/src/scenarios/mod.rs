@@ -1,5 +1,8 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod bad_input_drop_database;
+mod bad_input_dsn;
+mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod crash_apply;
@@ -25,6 +28,9 @@ pub(crate) fn all() -> Vec<Scenario> {
         wrong_clock::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
+        bad_input_dsn::SCENARIOS,
+        bad_input_names::SCENARIOS,
+        bad_input_drop_database::SCENARIOS,
     ]
     .concat()
 }
