@@ -6,10 +6,15 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod crash_apply;
+mod false_missing;
 mod least_privilege_tls;
+mod mixed_sets;
+mod one_way;
+mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
 mod self_check;
+mod slow_and_full;
 mod support;
 mod walkthrough;
 mod wrong_clock;
@@ -24,8 +29,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
+        false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
+        mixed_sets::SCENARIOS,
+        slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
         bad_input_dsn::SCENARIOS,
