@@ -199,8 +199,13 @@ const FAKETIME_PLACES: [&str; 3] = [
     "/usr/lib/faketime/libfaketime.so.1",
 ];
 
-/// libfaketime, as the servers see it.
+/// libfaketime, as the servers see it. It keeps a semaphore in /dev/shm, which a bare chroot does not have.
 pub(crate) fn faketime_library(install: &Install) -> Option<&'static str> {
+    use std::os::unix::fs::PermissionsExt;
+    let shared = fs::metadata(install.outside(Path::new("/dev/shm"))).ok()?;
+    if shared.permissions().mode() & 0o002 == 0 {
+        return None;
+    }
     FAKETIME_PLACES
         .into_iter()
         .find(|path| install.outside(Path::new(path)).exists())

@@ -31,7 +31,9 @@ impl Need {
         };
         let reason = match self {
             Need::Root => "needs root (network namespaces or mounts)",
-            Need::Faketime => "needs libfaketime where the servers run (Debian package: faketime)",
+            Need::Faketime => {
+                "needs libfaketime (Debian package: faketime) and a writable /dev/shm where the servers run"
+            }
             Need::Openssl => "needs the openssl command to make certificates",
         };
         (!there).then_some(reason)

@@ -49,11 +49,11 @@ fn prepare(stage: &Stage, nodes: usize) -> Result<Arc<Cluster>> {
 /// Runs `work` while no change travels, then lets everything through and waits until it has arrived.
 fn apart(cluster: &Cluster, work: impl Fn() -> Result<()>) -> Result<()> {
     for (from, to) in cluster.pairs() {
-        disable(cluster, to, &Cluster::subscription_name(from, to))?;
+        disable(cluster, from, to)?;
     }
     work()?;
     for (from, to) in cluster.pairs() {
-        enable(cluster, to, &Cluster::subscription_name(from, to))?;
+        enable(cluster, from, to)?;
     }
     cluster.wait_replicating()?;
     cluster.sync_all()
@@ -197,7 +197,7 @@ fn three_nodes(stage: &Stage) -> Result<()> {
         )
     })?;
     for (from, to) in cluster.pairs() {
-        disable(&cluster, to, &Cluster::subscription_name(from, to))?;
+        disable(&cluster, from, to)?;
     }
     for id in 1..=rows {
         // Every node changes every row; the order is random and the last one must win.
@@ -220,7 +220,7 @@ fn three_nodes(stage: &Stage) -> Result<()> {
         let at = usize::try_from(stage.random(0..u64::try_from(pairs.len())?))?;
         let (from, to) = pairs.swap_remove(at);
         let name = Cluster::subscription_name(from, to);
-        enable(&cluster, to, &name)?;
+        enable(&cluster, from, to)?;
         cluster.wait_status(to, &name, "replicating")?;
         cluster.sync(from.number, to.number)?;
     }

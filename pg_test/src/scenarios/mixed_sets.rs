@@ -90,10 +90,10 @@ fn sets(stage: &Stage) -> Result<()> {
     insert(3)?;
     expect("without extra", [2, 0, 2])?;
 
-    disable(&cluster, two, &name)?;
+    disable(&cluster, one, two)?;
     insert(4)?;
     ensure!(count("a")? == 2, "a disabled subscription applied something");
-    enable(&cluster, two, &name)?;
+    enable(&cluster, one, two)?;
     cluster.wait_replicating()?;
     expect("enabled again: what waited arrives", [3, 0, 3])?;
 

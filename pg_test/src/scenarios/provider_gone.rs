@@ -154,7 +154,7 @@ fn slot(stage: &Stage) -> Result<()> {
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
     let name = Cluster::subscription_name(one, two);
     let slot = slot_name(&cluster, two, &name)?;
-    disable(&cluster, two, &name)?;
+    disable(&cluster, one, two)?;
     one.exec(
         &cluster.database,
         &format!("SELECT pg_drop_replication_slot('{slot}')"),
@@ -164,7 +164,7 @@ fn slot(stage: &Stage) -> Result<()> {
         "INSERT INTO t VALUES (2, 'while there is no slot')",
     )?;
     let since = two.log_position();
-    enable(&cluster, two, &name)?;
+    enable(&cluster, one, two)?;
     cluster.wait_status(two, &name, "failed")?;
     let error = cluster.status_of(two, &name, "last_error")?.unwrap_or_default();
     ensure!(

@@ -56,45 +56,36 @@ pub(crate) fn add_everywhere(cluster: &Cluster, set: &str, tables: &[&str]) -> R
 
 /// Switches a subscription off and waits until its workers are gone, so that what is committed from now on
 /// waits on the provider.
-pub(crate) fn disable(cluster: &Cluster, node: &Node, subscription: &str) -> Result<()> {
-    node.exec(
+pub(crate) fn disable(cluster: &Cluster, from: &Node, to: &Node) -> Result<()> {
+    let name = Cluster::subscription_name(from, to);
+    to.exec(
         &cluster.database,
-        &format!("SELECT ha.sub_disable({})", literal(subscription)),
+        &format!("SELECT ha.sub_disable({})", literal(&name)),
     )?;
-    cluster.wait_status(node, subscription, "disabled")?;
-    let provider = format!(
-        "SELECT p.active FROM pg_replication_slots p WHERE p.slot_name = {}",
-        literal(&slot_name(cluster, node, subscription)?)
+    cluster.wait_status(to, &name, "disabled")?;
+    let slot = slot_name(cluster, to, &name)?;
+    let active = format!(
+        "SELECT active FROM pg_replication_slots WHERE slot_name = {}",
+        literal(&slot)
     );
     wait::until(
-        &format!("the disabled {subscription} has let go of its slot"),
+        &format!("the disabled {name} has let go of its slot on {}", from.name),
         PATIENCE,
         || {
-            for other in cluster
-                .nodes
-                .iter()
-                .filter(|other| other.is_running() && !other.is_frozen())
-            {
-                if other
-                    .rows(&cluster.database, &provider)?
-                    .iter()
-                    .any(|row| row[0].as_deref() == Some("t"))
-                {
-                    return Ok(Probe::NotYet(format!(
-                        "its slot on {} is still active",
-                        other.name
-                    )));
-                }
-            }
-            Ok(Probe::Ready(()))
+            let rows = from.rows(&cluster.database, &active)?;
+            Ok(Probe::when(
+                sql::show(&rows) == "f",
+                format!("active: {}", sql::show(&rows)),
+            ))
         },
     )
 }
 
-pub(crate) fn enable(cluster: &Cluster, node: &Node, subscription: &str) -> Result<()> {
-    node.exec(
+pub(crate) fn enable(cluster: &Cluster, from: &Node, to: &Node) -> Result<()> {
+    let name = Cluster::subscription_name(from, to);
+    to.exec(
         &cluster.database,
-        &format!("SELECT ha.sub_enable({})", literal(subscription)),
+        &format!("SELECT ha.sub_enable({})", literal(&name)),
     )
 }
 

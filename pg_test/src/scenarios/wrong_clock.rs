@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 
 use super::support::{add_everywhere, disable, enable};
-use crate::cluster::{Cluster, Plan};
+use crate::cluster::Plan;
 use crate::compare;
 use crate::faults;
 use crate::scenario::{Need, Scenario, Stage};
@@ -41,7 +41,7 @@ fn run(stage: &Stage) -> Result<()> {
     compare::identical(&cluster, &["t"])?;
 
     for (from, to) in cluster.pairs() {
-        disable(&cluster, to, &Cluster::subscription_name(from, to))?;
+        disable(&cluster, from, to)?;
     }
     // n2 writes first and is 5 s ahead: by its timestamp it is the last one, on every node.
     two.exec(
@@ -57,7 +57,7 @@ fn run(stage: &Stage) -> Result<()> {
         "UPDATE t SET v = 'from n3' WHERE id BETWEEN 1 AND 5",
     )?;
     for (from, to) in cluster.pairs() {
-        enable(&cluster, to, &Cluster::subscription_name(from, to))?;
+        enable(&cluster, from, to)?;
     }
     cluster.wait_replicating()?;
     cluster.sync_all()?;
