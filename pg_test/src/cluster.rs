@@ -194,15 +194,15 @@ impl Cluster {
 
     /// Every subscription that exists, on every node, says that it replicates.
     pub(crate) fn wait_replicating(&self) -> Result<()> {
+        let others =
+            "SELECT subscription_name, status FROM ha.sub_show_status() WHERE status <> 'replicating'";
         for node in &self.nodes {
+            let mut polling = node.polling(&self.database);
             wait::until(
                 &format!("all subscriptions of {} replicate", node.name),
                 PATIENCE,
                 || {
-                    let rows = node.rows(
-                    &self.database,
-                    "SELECT subscription_name, status FROM ha.sub_show_status() WHERE status <> 'replicating'",
-                )?;
+                    let rows = polling.rows(others)?;
                     Ok(Probe::when(rows.is_empty(), sql::show(&rows)))
                 },
             )?;
@@ -248,9 +248,14 @@ impl Cluster {
 
     pub(crate) fn wait_status(&self, node: &Node, subscription: &str, wanted: &str) -> Result<()> {
         let what = format!("subscription {subscription} on {} has status {wanted}", node.name);
+        let sql = format!(
+            "SELECT status FROM ha.status_subscriptions WHERE subscription_name = {}",
+            literal(subscription)
+        );
+        let mut polling = node.polling(&self.database);
         wait::until(&what, PATIENCE, || {
-            let seen = self.status_of(node, subscription, "status")?;
-            Ok(Probe::when(seen.as_deref() == Some(wanted), format!("{seen:?}")))
+            let seen = sql::show(&polling.rows(&sql)?);
+            Ok(Probe::when(seen == wanted, seen))
         })
     }
 }

@@ -379,6 +379,15 @@ impl Node {
         Session::connect(&self.directory, self.port, database, &self.name)
     }
 
+    /// For asking the same thing again and again.
+    pub(crate) fn polling<'a>(&'a self, database: &'a str) -> Polling<'a> {
+        Polling {
+            node: self,
+            database,
+            session: None,
+        }
+    }
+
     pub(crate) fn exec(&self, database: &str, sql: &str) -> Result<()> {
         self.session(database)?.exec(sql)
     }
@@ -427,6 +436,27 @@ impl Node {
             .unwrap_or_else(|error| format!("(no log: {error})"));
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+/// Keeps one connection for as long as it works: a new one for every glance would cost the server more than the
+/// answer.
+#[derive(Debug)]
+pub(crate) struct Polling<'a> {
+    node: &'a Node,
+    database: &'a str,
+    session: Option<Session>,
+}
+
+impl Polling<'_> {
+    pub(crate) fn rows(&mut self, sql: &str) -> Result<Vec<Row>> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.node.session(self.database)?,
+        };
+        let rows = session.rows(sql)?;
+        self.session = Some(session);
+        Ok(rows)
     }
 }
 

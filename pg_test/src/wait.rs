@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::cleanup;
+use crate::{cleanup, sql};
 
 /// Long enough for a busy two-core machine; a test that waits this long has failed, it is not slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +43,9 @@ pub(crate) fn until<T>(
         let seen = match probe() {
             Ok(Probe::Ready(value)) => return Ok(value),
             Ok(Probe::NotYet(seen)) => seen,
+            Err(error) if is_hopeless(&error) => {
+                return Err(error.context(format!("while waiting until {what}")));
+            }
             Err(error) => format!("an error: {error:#}"),
         };
         if cleanup::interrupted() {
@@ -56,6 +59,12 @@ pub(crate) fn until<T>(
         }
         pause(POLLING_INTERVAL);
     }
+}
+
+/// A statement that names what does not exist, or does not parse, will not come right by waiting.
+fn is_hopeless(error: &anyhow::Error) -> bool {
+    let hopeless = ["42601", "42703", "42883", "42P01"];
+    sql::refusal(error).is_some_and(|refusal| hopeless.contains(&refusal.sqlstate.as_str()))
 }
 
 /// Something must stay true for a while: the opposite of `until`, for "this must not happen".

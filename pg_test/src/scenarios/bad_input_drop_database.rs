@@ -31,6 +31,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         rollback,
     ),
     scenario(
+        "bad_input_rollback_crash",
+        "a server that dies inside a transaction with sub_create leaves a slot on the provider, which keeps WAL for ever",
+        crash,
+    ),
+    scenario(
         "bad_input_drop_database",
         "DROP DATABASE with subscriptions hangs, or leaves slots behind",
         drop_database,
@@ -104,19 +109,31 @@ fn rollback(stage: &Stage) -> Result<()> {
     let pid = session.text("SELECT pg_backend_pid()")?;
     two.exec(database, &format!("SELECT pg_terminate_backend({pid})"))?;
     unchanged()?;
-    // The whole server does: what is left on the provider must be gone once it is back.
-    let mut session = two.session(database)?;
-    session.exec(&format!("BEGIN; {subscribe}"))?;
-    two.kill_server()?;
-    two.start()?;
-    unchanged()?;
-
     two.exec(database, &format!("BEGIN; {subscribe}; COMMIT"))?;
     cluster.subscribe(2, 1)?;
     still_replicates(&cluster, 1)?;
     two.exec(database, "BEGIN; SELECT ha.sub_drop('sub_n2_n1'); ROLLBACK")?;
     two.exec(database, "BEGIN; SELECT ha.sub_disable('sub_n2_n1'); ROLLBACK")?;
     still_replicates(&cluster, 2)
+}
+
+fn crash(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    let (before_one, before_two) = (
+        inventory(one, &cluster.database)?,
+        inventory(two, &cluster.database)?,
+    );
+    let mut session = two.session(&cluster.database)?;
+    session.exec(&format!(
+        "BEGIN; SELECT ha.sub_create('sub_n2_n1', {})",
+        literal(&one.dsn(&cluster.database))
+    ))?;
+    two.kill_server()?;
+    two.start()?;
+    left_nothing(two, &cluster.database, &before_two)?;
+    left_nothing(one, &cluster.database, &before_one)
 }
 
 fn drop_database(stage: &Stage) -> Result<()> {

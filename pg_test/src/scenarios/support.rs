@@ -25,16 +25,15 @@ pub(crate) fn counter(cluster: &Cluster, node: &Node, subscription: &str, column
 
 /// Everything applied, nothing waiting, by the word of every node's status view.
 pub(crate) fn wait_no_lag(cluster: &Cluster) -> Result<()> {
+    let lagging = "SELECT subscription_name, status, lag_bytes FROM ha.status_subscriptions
+                    WHERE status <> 'replicating' OR lag_bytes IS DISTINCT FROM 0";
     for node in &cluster.nodes {
+        let mut polling = node.polling(&cluster.database);
         wait::until(
             &format!("ha.status_subscriptions of {} shows no lag", node.name),
             PATIENCE,
             || {
-                let rows = node.rows(
-                    &cluster.database,
-                    "SELECT subscription_name, status, lag_bytes FROM ha.status_subscriptions
-                  WHERE status <> 'replicating' OR lag_bytes IS DISTINCT FROM 0",
-                )?;
+                let rows = polling.rows(lagging)?;
                 Ok(Probe::when(rows.is_empty(), sql::show(&rows)))
             },
         )?;
