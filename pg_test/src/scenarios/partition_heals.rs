@@ -25,8 +25,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
 fn run(stage: &Stage) -> Result<()> {
     let plan = Plan::nodes(3)
         .in_namespaces()
-        .with("wal_receiver_timeout", "2s")
-        .with("wal_sender_timeout", "2s");
+        .with("wal_receiver_timeout", "4s")
+        .with("wal_sender_timeout", "4s");
     let cluster = stage.cluster(plan)?;
     let schema = Schema::small(3);
     cluster.create_nodes()?;

@@ -42,8 +42,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 
 fn slow_link(stage: &Stage) -> Result<()> {
     let plan = Plan::nodes(2)
-        .with("wal_receiver_timeout", "3s")
-        .with("wal_sender_timeout", "3s");
+        .with("wal_receiver_timeout", "5s")
+        .with("wal_sender_timeout", "5s")
+        .with("wal_receiver_status_interval", "1s");
     let cluster = stage.cluster(plan)?;
     cluster.create_nodes()?;
     cluster.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text)")?;
@@ -73,16 +74,16 @@ fn slow_link(stage: &Stage) -> Result<()> {
         took < Duration::from_secs(30),
         "500 small transactions took {took:?}: one round trip each would be 100 s"
     );
-    // 1.5 MB at 250 kB/s keep the link busy longer than the time-outs; the connection must survive it.
+    // 3 MB at 250 kB/s keep the link busy longer than the time-outs; the connection must survive it.
     let carried = proxy.carried();
     let pid = "SELECT active_pid FROM pg_replication_slots WHERE active";
     let before = one.text(&cluster.database, pid)?;
     session.exec("INSERT INTO t SELECT g, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 30 + g % 2))
-                    FROM generate_series(1000, 2500) AS g")?;
+                    FROM generate_series(1000, 4000) AS g")?;
     cluster.sync(1, 2)?;
     compare::identical(&cluster, &["t"])?;
     ensure!(
-        proxy.carried() > carried + 1_000_000,
+        proxy.carried() > carried + 2_000_000,
         "only {} bytes went over the slow link",
         proxy.carried() - carried
     );
