@@ -61,10 +61,9 @@ pub(crate) fn until<T>(
     }
 }
 
-/// A statement that names what does not exist, or does not parse, will not come right by waiting.
+/// A statement that is wrong in itself, or names what does not exist (class 42), will not come right by waiting.
 fn is_hopeless(error: &anyhow::Error) -> bool {
-    let hopeless = ["42601", "42703", "42883", "42P01"];
-    sql::refusal(error).is_some_and(|refusal| hopeless.contains(&refusal.sqlstate.as_str()))
+    sql::refusal(error).is_some_and(|refusal| refusal.sqlstate.starts_with("42"))
 }
 
 /// Something must stay true for a while: the opposite of `until`, for "this must not happen".

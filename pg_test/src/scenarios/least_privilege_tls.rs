@@ -177,7 +177,7 @@ fn nothing_shown(cluster: &Cluster, node: &Node) -> Result<()> {
 
 fn no_more_than_needed(cluster: &Cluster, node: &Node) -> Result<()> {
     let forbidden = [
-        ("link", "SELECT * FROM t"),
+        ("link", "SELECT * FROM public.t"),
         ("link", "SELECT ha.sub_drop('sub_n2_n1')"),
         ("monitor", "SELECT ha.sub_disable('sub_n2_n1')"),
         ("nobody", "SELECT ha.node_drop('n1')"),

@@ -96,6 +96,16 @@ fn prepare(stage: &Stage, schema: Schema) -> Result<std::sync::Arc<Cluster>> {
             "the provider of {name} is shown as {provider:?}"
         );
     }
+    for node in &cluster.nodes {
+        let shown =
+            "SELECT count(*) FROM ha.sub_show_status() WHERE status = 'replicating' AND slot_name <> ''";
+        let count = node.number(&cluster.database, shown)?;
+        ensure!(
+            count == 2,
+            "ha.sub_show_status() on {} shows {count} of 2 subscriptions replicating",
+            node.name
+        );
+    }
     Ok(cluster)
 }
 
