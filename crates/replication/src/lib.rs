@@ -7,3 +7,4 @@
 pub mod codec;
 pub mod conflict;
 pub mod pattern;
+pub mod progress;
