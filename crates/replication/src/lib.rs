@@ -6,5 +6,6 @@
 
 pub mod codec;
 pub mod conflict;
+pub mod options;
 pub mod pattern;
 pub mod progress;
