@@ -9,3 +9,4 @@ pub mod conflict;
 pub mod options;
 pub mod pattern;
 pub mod progress;
+pub mod stream;
