@@ -3,6 +3,8 @@
 //! Every row version has a place in one total order, (commit timestamp, origin). The decision compares those pairs and
 //! nothing else, above all nothing about the server that decides: that is what makes all of them decide alike.
 
+use std::collections::HashMap;
+
 use pg_ha_model::{NodeId, PgTimestamp};
 
 /// Which version of a row: when it was committed, and in which group first. The later one wins; of two with equal
@@ -152,11 +154,46 @@ pub struct Decision {
     pub conflict: Option<Conflict>,
 }
 
+/// What a remote writer had before its eyes: how far its node had applied each origin.
+///
+/// A change of a row whose local version its writer had seen is no conflict. This decides what is reported, never who
+/// wins.
+#[derive(Debug, Clone)]
+pub struct SeenVersions {
+    since: PgTimestamp,
+    newest: HashMap<NodeId, PgTimestamp>,
+}
+
+impl SeenVersions {
+    /// `since`: when the subscription was made; what is older counts as seen.
+    pub fn new(since: PgTimestamp) -> SeenVersions {
+        SeenVersions { since, newest: HashMap::new() }
+    }
+
+    /// The writer's node has applied an origin's transactions up to the one that committed at `timestamp`.
+    pub fn advance(&mut self, origin: NodeId, timestamp: PgTimestamp) {
+        let newest = self.newest.entry(origin).or_insert(timestamp);
+        *newest = timestamp.max(*newest);
+    }
+
+    /// Whether the writer had seen this version of a row.
+    pub fn covers(&self, version: Version) -> bool {
+        version.timestamp < self.since
+            || self.newest.get(&version.origin).is_some_and(|newest| version.timestamp <= *newest)
+    }
+}
+
 /// Decides what to do with a remote change.
 ///
 /// Changes of one origin come in the order in which it made them, so that a change whose origin wrote the local row
-/// continues it: it is applied and is no conflict. A change with the very version of the local row came twice.
-pub fn decide(operation: Operation, remote: Version, local: Local) -> Decision {
+/// continues it: it is applied and is no conflict. (A change that comes twice is stopped before it gets here, by its
+/// commit position.) `seen` tells whether the writer had seen a local version.
+pub fn decide(
+    operation: Operation,
+    remote: Version,
+    local: Local,
+    seen: impl Fn(Version) -> bool,
+) -> Decision {
     let (apply, differs) = match operation {
         Operation::Insert => (Action::Update, ConflictType::InsertExists),
         Operation::Update => (Action::Update, ConflictType::UpdateOriginDiffers),
@@ -177,8 +214,8 @@ pub fn decide(operation: Operation, remote: Version, local: Local) -> Decision {
             Operation::Delete => settled(Action::Skip, ConflictType::DeleteMissing, Resolution::Skip),
         },
         Local::SameTransaction => quiet(apply),
-        Local::Present(row) if row.version == remote => quiet(Action::Skip),
         Local::Present(row) if row.version.origin == remote.origin => quiet(apply),
+        Local::Present(row) if remote > row.version && seen(row.version) => quiet(apply),
         Local::Present(row) if remote > row.version => settled(apply, differs, Resolution::ApplyRemote),
         Local::Present(_) => settled(Action::Skip, differs, Resolution::KeepLocal),
     }
@@ -236,7 +273,7 @@ mod tests {
                 Some((C::InsertExists, R::KeepLocal)),
             ),
             (Insert, present(9, 5), A::Update, None),
-            (Insert, present(10, 5), A::Skip, None),
+            (Insert, present(10, 5), A::Update, None),
             (Insert, Local::SameTransaction, A::Update, None),
             (Update, Local::Missing, A::Skip, Some((C::UpdateMissing, R::Skip))),
             (
@@ -252,7 +289,7 @@ mod tests {
                 Some((C::UpdateOriginDiffers, R::KeepLocal)),
             ),
             (Update, present(9, 5), A::Update, None),
-            (Update, present(10, 5), A::Skip, None),
+            (Update, present(10, 5), A::Update, None),
             (Update, Local::SameTransaction, A::Update, None),
             (Delete, Local::Missing, A::Skip, Some((C::DeleteMissing, R::Skip))),
             (
@@ -268,16 +305,42 @@ mod tests {
                 Some((C::DeleteOriginDiffers, R::KeepLocal)),
             ),
             (Delete, present(9, 5), A::Delete, None),
-            (Delete, present(10, 5), A::Skip, None),
+            (Delete, present(10, 5), A::Delete, None),
             (Delete, Local::SameTransaction, A::Delete, None),
         ] {
             let conflict = conflict.map(|(kind, resolution)| Conflict { kind, resolution });
             assert_eq!(
-                decide(operation, remote, local),
+                decide(operation, remote, local, |_| false),
                 Decision { action, conflict },
                 "{operation:?} on {local:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_was_seen_is_no_conflict_but_decides_nothing() {
+        let remote = version(10, 5);
+        let quiet = |action| Decision { action, conflict: None };
+        assert_eq!(decide(Operation::Update, remote, present(9, 6), |_| true), quiet(Action::Update));
+        assert_eq!(decide(Operation::Delete, remote, present(10, 4), |_| true), quiet(Action::Delete));
+        // A clock that stepped back made the later change the older version: it still loses, and that is reported.
+        let kept = Conflict { kind: ConflictType::UpdateOriginDiffers, resolution: Resolution::KeepLocal };
+        assert_eq!(
+            decide(Operation::Update, remote, present(11, 4), |_| true),
+            Decision { action: Action::Skip, conflict: Some(kept) }
+        );
+    }
+
+    #[test]
+    fn seen_is_what_is_older_than_the_subscription_or_was_applied_by_the_writer() {
+        let mut seen = SeenVersions::new(PgTimestamp(100));
+        assert!(seen.covers(version(99, 3)));
+        assert!(!seen.covers(version(100, 3)));
+        seen.advance(version(0, 3).origin, PgTimestamp(150));
+        seen.advance(version(0, 3).origin, PgTimestamp(120));
+        assert!(seen.covers(version(150, 3)));
+        assert!(!seen.covers(version(151, 3)));
+        assert!(!seen.covers(version(150, 4)));
     }
 
     #[test]
@@ -299,6 +362,7 @@ mod tests {
                 Operation::Update,
                 *remote,
                 Local::Present(LocalRow { version: row }),
+                |_| false,
             )
             .action
             {
@@ -352,8 +416,8 @@ mod tests {
             operation in prop::sample::select(vec![Operation::Insert, Operation::Update, Operation::Delete]),
         ) {
             let b = version(timestamp, (u32::from(a.origin.get()) - 1 + further) % 4 + 1);
-            let here = decide(operation, a, Local::Present(LocalRow { version: b }));
-            let there = decide(operation, b, Local::Present(LocalRow { version: a }));
+            let here = decide(operation, a, Local::Present(LocalRow { version: b }), |_| false);
+            let there = decide(operation, b, Local::Present(LocalRow { version: a }), |_| false);
             prop_assert_ne!(here.action == Action::Skip, there.action == Action::Skip);
         }
     }

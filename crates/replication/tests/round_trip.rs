@@ -5,6 +5,7 @@
 )]
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::codec::Seen;
 use pg_ha_replication::codec::{
     Begin, Column, Commit, Decoder, EncodeError, Encoder, Fault, Hello, List, Logical, MAX_COLUMNS, Message,
     OldKind, Relation, RelationColumn, ReplicaIdentity, Truncate,
@@ -71,6 +72,14 @@ fn node_ids() -> impl Strategy<Value = NodeId> {
     (1..=1023u32).prop_map(|number| NodeId::new(number).unwrap())
 }
 
+fn seen() -> impl Strategy<Value = Seen> {
+    (node_ids(), any::<u64>(), any::<i64>()).prop_map(|(origin, lsn, timestamp)| Seen {
+        origin,
+        lsn: Lsn(lsn),
+        timestamp: PgTimestamp(timestamp),
+    })
+}
+
 fn columns(encoder: &mut Encoder, values: &[Value]) {
     values.iter().for_each(|value| encoder.column(value.borrowed()));
 }
@@ -127,7 +136,7 @@ proptest! {
         texts in prop::collection::vec(any::<String>(), 3),
         numbers in any::<(u16, u32, u64, u64, i64, u32, bool)>(),
         (node, origin) in (node_ids(), node_ids()),
-        seen in prop::collection::vec((node_ids(), any::<u64>().prop_map(Lsn)), 0..5),
+        seen in prop::collection::vec(seen(), 0..5),
         oids in prop::collection::vec(any::<u32>(), 0..5),
         types in prop::collection::vec((any::<String>(), any::<i32>(), any::<u8>()), 0..5),
         content in prop::collection::vec(any::<u8>(), 0..200),

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use pg_ha_model::{Lsn, NodeId};
+use pg_ha_model::PgTimestamp;
 
 use super::error::{EncodeError, Fault};
+use super::message::Seen;
 use super::wire::{Reader, put_count};
 
-/// What a [`List`] can hold: relation ids, (origin, position) pairs, relation columns.
+/// What a [`List`] can hold: relation ids, positions of origins, relation columns.
 pub trait ListItem<'a>: Copy + PartialEq + fmt::Debug {
     #[doc(hidden)]
     fn read(reader: &mut Reader<'a>) -> Result<Self, Fault>;
@@ -155,14 +156,15 @@ impl<'a> ListItem<'a> for u32 {
     }
 }
 
-impl<'a> ListItem<'a> for (NodeId, Lsn) {
-    fn read(reader: &mut Reader<'a>) -> Result<(NodeId, Lsn), Fault> {
-        Ok((reader.node_id()?, reader.lsn()?))
+impl<'a> ListItem<'a> for Seen {
+    fn read(reader: &mut Reader<'a>) -> Result<Seen, Fault> {
+        Ok(Seen { origin: reader.node_id()?, lsn: reader.lsn()?, timestamp: PgTimestamp(reader.i64()?) })
     }
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        out.extend_from_slice(&self.0.get().to_le_bytes());
-        out.extend_from_slice(&self.1.0.to_le_bytes());
+        out.extend_from_slice(&self.origin.get().to_le_bytes());
+        out.extend_from_slice(&self.lsn.0.to_le_bytes());
+        out.extend_from_slice(&self.timestamp.0.to_le_bytes());
         Ok(())
     }
 }

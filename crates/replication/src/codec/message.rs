@@ -85,7 +85,18 @@ pub struct Begin<'a> {
     pub origin_lsn: Lsn,
     /// How far the writer's node had applied each other origin: only entries that changed since they were last sent in
     /// this session.
-    pub seen: List<'a, (NodeId, Lsn)>,
+    pub seen: List<'a, Seen>,
+}
+
+/// How far the writer's node had applied an origin when it committed a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The origin.
+    pub origin: NodeId,
+    /// The commit position, at the origin, of its newest transaction that had been applied.
+    pub lsn: Lsn,
+    /// When that transaction committed at the origin: what a row's version can be compared with.
+    pub timestamp: PgTimestamp,
 }
 
 /// The end of a transaction; repeats what its [`Begin`] said.

@@ -56,7 +56,7 @@ pub use error::{CodecError, EncodeError, Fault};
 pub use list::{List, ListItem, ListIter};
 pub use message::{
     Begin, Commit, Delete, Hello, Insert, Logical, Message, OldKind, Relation, RelationColumn,
-    ReplicaIdentity, Truncate, Update,
+    ReplicaIdentity, Seen, Truncate, Update,
 };
 pub use tuple::{Column, Columns, Tuple};
 

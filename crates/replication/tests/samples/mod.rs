@@ -1,6 +1,7 @@
 //! Frames that the golden and mutation tests share. What they hold must not change within protocol version 1.
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::codec::Seen;
 use pg_ha_replication::codec::{
     Begin, Commit, EncodeError, Encoder, Hello, List, Logical, OldKind, Relation, RelationColumn,
     ReplicaIdentity, Truncate,
@@ -30,7 +31,7 @@ pub(crate) fn all() -> Result<Vec<(&'static str, Vec<u8>)>, EncodeError> {
     Ok(samples)
 }
 
-fn begin<'a>(seen: &'a [(NodeId, Lsn)]) -> Begin<'a> {
+fn begin<'a>(seen: &'a [Seen]) -> Begin<'a> {
     Begin {
         xid: 741,
         commit_lsn: COMMIT.commit_lsn,
@@ -67,7 +68,10 @@ fn hello(encoder: &mut Encoder) -> Result<(), EncodeError> {
 }
 
 fn small_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
-    encoder.begin(&begin(&[(NodeId::MIN, Lsn(0x2A)), (NodeId::MAX, Lsn(u64::MAX))]))?;
+    encoder.begin(&begin(&[
+        Seen { origin: NodeId::MIN, lsn: Lsn(0x2A), timestamp: PgTimestamp(1) },
+        Seen { origin: NodeId::MAX, lsn: Lsn(u64::MAX), timestamp: PgTimestamp(i64::MIN) },
+    ]))?;
     let columns = [
         column("id", 23, "int4", RelationColumn::KEY),
         column("größe", 25, "text", 0),
