@@ -1,0 +1,3 @@
+//! Speaking to other nodes over their PostgreSQL port.
+
+pub(crate) mod peer;
