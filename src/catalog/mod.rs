@@ -119,7 +119,7 @@ pub(crate) fn emit_message(prefix: &str, content: &str) -> Result<u64, Error> {
     )?;
     let lsn = lsn.ok_or(Error::Null { column: 1 })?;
     lsn.parse::<pg_ha_model::Lsn>()
-        .map(Into::into)
+        .map(|lsn| lsn.0)
         .map_err(|error| Error::Content {
             table: "pg_logical_emit_message()",
             reason: error.to_string(),

@@ -98,7 +98,10 @@ pub(crate) fn update_settings(node: &Node) -> Result<(), Error> {
 
 /// Forgets one node.
 pub(crate) fn delete(node_id: i32) -> Result<(), Error> {
-    execute("DELETE FROM ha.node_catalog WHERE node_id = $1", &[node_id.into()])?;
+    execute(
+        "DELETE FROM ha.node_catalog WHERE node_id = $1",
+        &[node_id.into()],
+    )?;
     Ok(())
 }
 

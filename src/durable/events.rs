@@ -101,7 +101,11 @@ pub(crate) fn read_all() -> Result<Vec<Event>, Error> {
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
         let (payloads, _) = record::decode_all(&content);
-        events.extend(payloads.iter().filter_map(|payload| serde_json::from_slice(payload).ok()));
+        events.extend(
+            payloads
+                .iter()
+                .filter_map(|payload| serde_json::from_slice(payload).ok()),
+        );
     }
     Ok(events)
 }

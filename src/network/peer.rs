@@ -18,7 +18,7 @@ pub(crate) enum Purpose {
 }
 
 /// Why a peer could not be asked. `peer` is its connection string without passwords.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum PeerError {
     #[error("{0}")]
     Dsn(#[from] ConninfoError),
@@ -54,7 +54,10 @@ const NOT_IN_A_DSN: [&str; 2] = ["replication", "client_encoding"];
 /// Reads a DSN and refuses options that the extension sets itself.
 pub(crate) fn parse_dsn(dsn: &str) -> Result<Conninfo, PeerError> {
     let conninfo = Conninfo::parse(dsn)?;
-    match NOT_IN_A_DSN.iter().find(|keyword| conninfo.get(keyword).is_some()) {
+    match NOT_IN_A_DSN
+        .iter()
+        .find(|keyword| conninfo.get(keyword).is_some())
+    {
         Some(keyword) => Err(PeerError::Option((*keyword).to_owned())),
         None => Ok(conninfo),
     }

@@ -1,6 +1,11 @@
 //! The functions PostgreSQL calls by name: each one a thunk into safe code. Their SQL declarations are written
 //! by hand in `sql/`, where argument names, comments and grants stand beside them.
 
+#![allow(
+    clippy::type_complexity,
+    reason = "pg_extern reads the columns from the signature itself"
+)]
+
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::Oid;
@@ -72,18 +77,19 @@ fn node_set(node_name: Option<Name>, option: Option<String>, value: Option<Strin
     answer(nodes::node_set(text(node_name), option, value));
 }
 
-type NodeInfoRow = (
-    name!(node_id, i32),
-    name!(node_name, Name),
-    name!(group_name, Name),
-    name!(system_identifier, String),
-    name!(dbname, Name),
-    name!(extension_version, String),
-    name!(protocol_version, i32),
-);
-
 #[pg_extern(sql = false)]
-fn node_info() -> TableIterator<'static, NodeInfoRow> {
+fn node_info() -> TableIterator<
+    'static,
+    (
+        name!(node_id, i32),
+        name!(node_name, Name),
+        name!(group_name, Name),
+        name!(system_identifier, String),
+        name!(dbname, Name),
+        name!(extension_version, String),
+        name!(protocol_version, i32),
+    ),
+> {
     let info = answer(nodes::node_info());
     TableIterator::once((
         info.node.node_id,
@@ -113,7 +119,12 @@ fn repset_create(
 ) -> i32 {
     answer(replication_sets::repset_create(
         text(set_name),
-        [replicate_insert, replicate_update, replicate_delete, replicate_truncate],
+        [
+            replicate_insert,
+            replicate_update,
+            replicate_delete,
+            replicate_truncate,
+        ],
     ))
 }
 
@@ -127,7 +138,12 @@ fn repset_alter(
 ) -> i32 {
     answer(replication_sets::repset_alter(
         text(set_name),
-        [replicate_insert, replicate_update, replicate_delete, replicate_truncate],
+        [
+            replicate_insert,
+            replicate_update,
+            replicate_delete,
+            replicate_truncate,
+        ],
     ))
 }
 
@@ -155,17 +171,18 @@ fn repset_add_table(
     }))
 }
 
-type AddedTableRow = (
-    name!(relation, Oid),
-    name!(set_name, Option<Name>),
-    name!(reason, String),
-);
-
 #[pg_extern(sql = false)]
 fn repset_add_tables(
     set_name: Option<Name>,
     pattern: Option<String>,
-) -> TableIterator<'static, AddedTableRow> {
+) -> TableIterator<
+    'static,
+    (
+        name!(relation, Oid),
+        name!(set_name, Option<Name>),
+        name!(reason, String),
+    ),
+> {
     let path = server::search_path();
     let outcomes = answer(server::with_fixed_search_path(|| {
         set_tables::repset_add_tables(text(set_name), pattern, &path)
@@ -183,7 +200,11 @@ fn repset_add_all_tables(
     schema_names: Option<Vec<Option<String>>>,
     synchronize_data: Option<bool>,
 ) -> bool {
-    answer(set_tables::repset_add_all_tables(text(set_name), schema_names, synchronize_data))
+    answer(set_tables::repset_add_all_tables(
+        text(set_name),
+        schema_names,
+        synchronize_data,
+    ))
 }
 
 #[pg_extern(sql = false)]
@@ -234,12 +255,18 @@ fn sub_disable(subscription_name: Option<Name>) -> bool {
 
 #[pg_extern(sql = false)]
 fn sub_add_repset(subscription_name: Option<Name>, replication_set: Option<Name>) -> bool {
-    answer(subscription_changes::sub_add_repset(text(subscription_name), text(replication_set)))
+    answer(subscription_changes::sub_add_repset(
+        text(subscription_name),
+        text(replication_set),
+    ))
 }
 
 #[pg_extern(sql = false)]
 fn sub_remove_repset(subscription_name: Option<Name>, replication_set: Option<Name>) -> bool {
-    answer(subscription_changes::sub_remove_repset(text(subscription_name), text(replication_set)))
+    answer(subscription_changes::sub_remove_repset(
+        text(subscription_name),
+        text(replication_set),
+    ))
 }
 
 #[pg_extern(sql = false)]
@@ -249,33 +276,35 @@ fn sync_event() -> i64 {
 
 // Seeing
 
-type CheckRow = (
-    name!(check_name, String),
-    name!(ok, bool),
-    name!(found, String),
-    name!(wanted, String),
-    name!(hint, Option<String>),
-);
-
 #[pg_extern(sql = false)]
-fn doctor() -> TableIterator<'static, CheckRow> {
+fn doctor() -> TableIterator<
+    'static,
+    (
+        name!(check_name, String),
+        name!(ok, bool),
+        name!(found, String),
+        name!(wanted, String),
+        name!(hint, Option<String>),
+    ),
+> {
     TableIterator::new(answer(doctor_api::doctor()).into_iter().map(|check| {
         let hint = (!check.hint.is_empty()).then_some(check.hint);
         (check.name, check.ok, check.found, check.wanted, hint)
     }))
 }
 
-type EventRow = (
-    name!(at, Option<TimestampWithTimeZone>),
-    name!(node_name, Option<Name>),
-    name!(kind, String),
-    name!(severity, String),
-    name!(message, String),
-    name!(details, JsonB),
-);
-
 #[pg_extern(sql = false)]
-fn events_read() -> TableIterator<'static, EventRow> {
+fn events_read() -> TableIterator<
+    'static,
+    (
+        name!(at, Option<TimestampWithTimeZone>),
+        name!(node_name, Option<Name>),
+        name!(kind, String),
+        name!(severity, String),
+        name!(message, String),
+        name!(details, JsonB),
+    ),
+> {
     TableIterator::new(answer(events::events_read()).into_iter().map(|event| {
         (
             event.at,

@@ -99,9 +99,8 @@ pub(crate) fn code_of_sqlstate(sqlstate: &str) -> PgSqlErrorCode {
     if bytes.len() != 5 || !bytes.iter().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) {
         return PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
     }
-    let packed = bytes
-        .iter()
-        .enumerate()
-        .fold(0i32, |packed, (at, byte)| packed | (i32::from((byte - b'0') & 0x3F) << (6 * at)));
+    let packed = bytes.iter().enumerate().fold(0i32, |packed, (at, byte)| {
+        packed | (i32::from((byte - b'0') & 0x3F) << (6 * at))
+    });
     PgSqlErrorCode::from(packed)
 }

@@ -9,7 +9,6 @@ use crate::settings;
 
 /// Called by the server once per process that loads the library (under fork, once in the postmaster).
 #[pg_guard]
-#[unsafe(no_mangle)]
 extern "C-unwind" fn _PG_init() {
     if !server::is_preloading() {
         Report::new(

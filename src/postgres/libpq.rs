@@ -118,12 +118,7 @@ impl Connection {
     }
 
     /// Runs one statement with text parameters.
-    pub(crate) fn query(
-        &mut self,
-        sql: &str,
-        parameters: &[&str],
-        timeout: Duration,
-    ) -> Result<Rows, Error> {
+    pub(crate) fn query(&mut self, sql: &str, parameters: &[&str], timeout: Duration) -> Result<Rows, Error> {
         let sql = c_string(sql)?;
         let owned = parameters
             .iter()
@@ -202,7 +197,9 @@ impl Connection {
             match self.patience {
                 Patience::Interruptible => super::server::check_for_interrupts(),
                 // SAFETY: plain globals of this process, set by signal handlers.
-                Patience::Held if unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 } => {
+                Patience::Held
+                    if unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 } =>
+                {
                     return Err(Error::Interrupted);
                 }
                 Patience::Held => {}
@@ -334,8 +331,11 @@ unsafe extern "C" {
     fn PQsocket(conn: *const PgConn) -> c_int;
     fn PQfinish(conn: *mut PgConn);
     fn PQerrorMessage(conn: *const PgConn) -> *const c_char;
-    fn PQsetNoticeProcessor(conn: *mut PgConn, processor: NoticeProcessor, arg: *mut c_void)
-    -> NoticeProcessor;
+    fn PQsetNoticeProcessor(
+        conn: *mut PgConn,
+        processor: NoticeProcessor,
+        arg: *mut c_void,
+    ) -> NoticeProcessor;
     fn PQsendQuery(conn: *mut PgConn, query: *const c_char) -> c_int;
     fn PQsendQueryParams(
         conn: *mut PgConn,

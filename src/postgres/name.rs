@@ -1,6 +1,6 @@
 //! PostgreSQL's `name` type for result columns: pgrx would hand out text, which is another thing on disk.
 
-use pgrx::callconv::{Arg, ArgAbi};
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
 use pgrx::pgrx_sql_entity_graph::metadata::{
@@ -35,7 +35,11 @@ impl IntoDatum for Name {
 
 impl FromDatum for Name {
     // SAFETY: the caller promises a Datum of type name, which points to a zero-terminated string.
-    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _typoid: pg_sys::Oid) -> Option<Self> {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _typoid: pg_sys::Oid,
+    ) -> Option<Self> {
         if is_null {
             return None;
         }
@@ -52,6 +56,17 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Name {
         // SAFETY: our handwritten SQL declares the argument as `name`.
         unsafe { arg.unbox_arg_using_from_datum() }
             .unwrap_or_else(|| unreachable!("argument {index} is null, though it is not declared as Option"))
+    }
+}
+
+// SAFETY: hands the Datum made above to the function call it is the result of.
+unsafe impl BoxRet for Name {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: a Datum of the declared type, allocated in the current memory context.
+            Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+            None => fcinfo.return_null(),
+        }
     }
 }
 

@@ -86,12 +86,6 @@ pub(crate) fn process_id() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Whether a transaction is open.
-pub(crate) fn in_transaction() -> bool {
-    // SAFETY: reads this process's transaction state.
-    unsafe { pg_sys::IsTransactionState() }
-}
-
 /// Waits until the WAL up to `lsn` is on disk.
 pub(crate) fn flush_wal(lsn: u64) {
     // SAFETY: `lsn` was returned by an insertion of this process.

@@ -133,7 +133,10 @@ unsafe extern "C-unwind" fn on_subtransaction_event(
 ) {
     match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => ENTRIES.with_borrow_mut(|entries| {
-            for entry in entries.iter_mut().filter(|entry| entry.subtransaction == subtransaction) {
+            for entry in entries
+                .iter_mut()
+                .filter(|entry| entry.subtransaction == subtransaction)
+            {
                 entry.subtransaction = parent;
             }
         }),

@@ -65,10 +65,16 @@ pub(crate) fn server_checks(load: Load) -> Vec<Check> {
     checks.push(at_least("max_replication_slots", flows));
     checks.push(at_least("max_wal_senders", load.subscribers.max(1)));
     if server::version_number() >= 180_000 {
-        checks.push(at_least("max_active_replication_origins", load.subscriptions.max(1)));
+        checks.push(at_least(
+            "max_active_replication_origins",
+            load.subscriptions.max(1),
+        ));
     }
     // The supervisor and PostgreSQL's own launcher, then a receiver and an applier for each subscription.
-    checks.push(at_least("max_worker_processes", 2 + 2 * load.subscriptions.max(1)));
+    checks.push(at_least(
+        "max_worker_processes",
+        2 + 2 * load.subscriptions.max(1),
+    ));
     checks.push(state_directory());
     checks
 }
@@ -134,7 +140,8 @@ fn output_plugin() -> Option<Check> {
 
 fn state_directory() -> Check {
     const WANTED: &str = "a directory outside the data directory that the server can write to";
-    const HINT: &str = "Set ha.state_directory in postgresql.conf to such a directory and restart the server.";
+    const HINT: &str =
+        "Set ha.state_directory in postgresql.conf to such a directory and restart the server.";
     let path = durable::directory();
     if path.starts_with(server::data_directory()) {
         let found = format!("\"{}\", inside the data directory", path.display());

@@ -47,7 +47,10 @@ pub(crate) fn doctor() -> Answer<Vec<Check>> {
         return Ok(checks);
     };
     checks.push(own_dsn(&local));
-    for peer in nodes::all()?.iter().filter(|node| node.node_uid != local.node_uid) {
+    for peer in nodes::all()?
+        .iter()
+        .filter(|node| node.node_uid != local.node_uid)
+    {
         checks.extend(towards(peer));
     }
     for subscription in &subscriptions {
@@ -72,9 +75,21 @@ fn towards(node: &Node) -> Vec<Check> {
         Ok(peer) => peer,
         Err(error) => return vec![Check::failed(name("connection"), "a connection", &error.into())],
     };
-    checks.push(Check::new(name("connection"), true, "connected", "a connection", ""));
+    checks.push(Check::new(
+        name("connection"),
+        true,
+        "connected",
+        "a connection",
+        "",
+    ));
     checks.push(match connection_checks::require_role(&mut peer) {
-        Ok(()) => Check::new(name("role"), true, "sufficient", "REPLICATION and ha_replication", ""),
+        Ok(()) => Check::new(
+            name("role"),
+            true,
+            "sufficient",
+            "REPLICATION and ha_replication",
+            "",
+        ),
         Err(report) => Check::failed(name("role"), "REPLICATION and ha_replication", &report),
     });
     match exchange::ask(&mut peer, &Request::default()) {

@@ -60,7 +60,11 @@ pub(crate) fn extension() -> Answer<()> {
         return refuse(
             format!(
                 "This database has subscriptions: {}.",
-                quoted_list(subscriptions.iter().map(|subscription| subscription.name.as_str()))
+                quoted_list(
+                    subscriptions
+                        .iter()
+                        .map(|subscription| subscription.name.as_str())
+                )
             ),
             format!(
                 "Drop them first: SELECT ha.sub_drop({})",
@@ -77,7 +81,10 @@ pub(crate) fn extension() -> Answer<()> {
             ),
         );
     }
-    let slots: Vec<String> = nodes::provider_slots()?.into_iter().map(|(slot, _)| slot).collect();
+    let slots: Vec<String> = nodes::provider_slots()?
+        .into_iter()
+        .map(|(slot, _)| slot)
+        .collect();
     if let Some(first) = slots.first() {
         return refuse(
             format!(

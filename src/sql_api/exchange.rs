@@ -145,7 +145,13 @@ pub(crate) fn plan(known: &[Node], incoming: &[Node], from: Option<&str>, theirs
             return Err(duplicate(other, node, "node name", &node.node_name, theirs));
         }
         if let Some(other) = others().find(|other| other.node_id == node.node_id) {
-            return Err(duplicate(other, node, "node id", &node.node_id.to_string(), theirs));
+            return Err(duplicate(
+                other,
+                node,
+                "node id",
+                &node.node_id.to_string(),
+                theirs,
+            ));
         }
         plan.insert.push(node.clone());
     }
@@ -153,9 +159,17 @@ pub(crate) fn plan(known: &[Node], incoming: &[Node], from: Option<&str>, theirs
 }
 
 fn duplicate(here: &Node, there: &Node, what: &str, value: &str, theirs: &str) -> Report {
-    let describe =
-        |node: &Node| format!("node \"{}\" with id {} (uid {})", node.node_name, node.node_id, node.node_uid);
-    let value = if what == "node id" { value.to_owned() } else { format!("\"{value}\"") };
+    let describe = |node: &Node| {
+        format!(
+            "node \"{}\" with id {} (uid {})",
+            node.node_name, node.node_id, node.node_uid
+        )
+    };
+    let value = if what == "node id" {
+        value.to_owned()
+    } else {
+        format!("\"{value}\"")
+    };
     Report::new(
         Code::ERRCODE_DUPLICATE_OBJECT,
         format!("{what} {value} is taken by two nodes"),
@@ -190,7 +204,10 @@ pub(crate) fn merge(
             Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             format!("too many nodes for node \"{}\"", local.node_name),
         )
-        .detail(format!("There would be {total}, ha.max_nodes is {}.", settings::max_nodes()))
+        .detail(format!(
+            "There would be {total}, ha.max_nodes is {}.",
+            settings::max_nodes()
+        ))
         .hint("Raise ha.max_nodes in postgresql.conf there and restart the server."));
     }
     for node in &plan.insert {

@@ -6,7 +6,8 @@ use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
 use super::{
-    arguments, checks, connection_checks, local_node, quoted_list, refuse_in_recovery, require_local_node, slots,
+    arguments, checks, connection_checks, local_node, quoted_list, refuse_in_recovery, require_local_node,
+    slots,
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::{self, subscriptions};
@@ -110,7 +111,9 @@ fn require_configured(name: &str) -> Answer<()> {
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
             format!("this server is configured to be node \"{configured}\""),
         )
-        .detail(format!("ha.node_name is \"{configured}\", the name given is \"{name}\"."))
+        .detail(format!(
+            "ha.node_name is \"{configured}\", the name given is \"{name}\"."
+        ))
         .hint("Pass that name, or change ha.node_name in postgresql.conf and restart the server."));
     }
     let database = server::database_name(server::database_oid()).unwrap_or_default();
@@ -119,7 +122,9 @@ fn require_configured(name: &str) -> Answer<()> {
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
             format!("this server is configured to replicate database \"{configured}\""),
         )
-        .detail(format!("ha.database is \"{configured}\", this is database \"{database}\"."))
+        .detail(format!(
+            "ha.database is \"{configured}\", this is database \"{database}\"."
+        ))
         .hint("Run it there, or change ha.database in postgresql.conf and restart the server."));
     }
     Ok(())
@@ -148,7 +153,10 @@ fn require_no_node() -> Answer<()> {
                 Code::ERRCODE_DUPLICATE_OBJECT,
                 format!("this database is node \"{}\" already", node.node_name),
             )
-            .detail(format!("It was created at {} with id {}.", node.created_at, node.node_id))
+            .detail(format!(
+                "It was created at {} with id {}.",
+                node.created_at, node.node_id
+            ))
             .hint("To make another node of it, drop that one first with ha.node_drop.")),
         };
     }
@@ -184,7 +192,10 @@ fn choose_id(name: &str, wanted: Option<i32>) -> Answer<i32> {
             Code::ERRCODE_DUPLICATE_OBJECT,
             format!("node name \"{name}\" is taken"),
         )
-        .detail(format!("A node of that name with id {} is known here.", node.node_id))
+        .detail(format!(
+            "A node of that name with id {} is known here.",
+            node.node_id
+        ))
         .hint("Pass another name, or make this database forget that node with ha.node_drop."));
     }
     let taken = |id: i32| known.iter().find(|node| node.node_id == id);
@@ -275,7 +286,11 @@ fn drop_local(name: String) -> Answer<bool> {
         )
         .detail(format!(
             "Subscriptions: {}.",
-            quoted_list(subscriptions.iter().map(|subscription| subscription.name.as_str()))
+            quoted_list(
+                subscriptions
+                    .iter()
+                    .map(|subscription| subscription.name.as_str())
+            )
         ))
         .hint(format!(
             "Drop them first: SELECT ha.sub_drop({})",
@@ -284,7 +299,10 @@ fn drop_local(name: String) -> Answer<bool> {
     }
     refuse_slots(
         &format!("other nodes still subscribe to node \"{name}\""),
-        nodes::provider_slots()?.into_iter().map(|(slot, _)| slot).collect(),
+        nodes::provider_slots()?
+            .into_iter()
+            .map(|(slot, _)| slot)
+            .collect(),
     )?;
     nodes::delete_all()?;
     identity::drop_at_commit(lock);
@@ -299,7 +317,11 @@ fn drop_local(name: String) -> Answer<bool> {
         );
         shared_state::catalog_changed();
         if !shared_state::stop_all(settings::connect_timeout()) {
-            Report::new(Code::ERRCODE_WARNING, "workers of the dropped node are still stopping").warn();
+            Report::new(
+                Code::ERRCODE_WARNING,
+                "workers of the dropped node are still stopping",
+            )
+            .warn();
         }
     });
     Ok(true)
@@ -326,8 +348,9 @@ fn drop_stale_identity(name: &str) -> Answer<bool> {
     if identity::is_pending() {
         return Ok(false);
     }
-    let stale = identity::on_disk()?
-        .is_some_and(|identity| identity.node_name == name && identity.database_oid == server::database_oid());
+    let stale = identity::on_disk()?.is_some_and(|identity| {
+        identity.node_name == name && identity.database_oid == server::database_oid()
+    });
     if stale {
         identity::drop_at_commit(identity::lock_for_change()?);
     }
@@ -375,7 +398,11 @@ fn drop_other(node: &Node) -> Answer<bool> {
 }
 
 /// Changes one option of a node.
-pub(crate) fn node_set(node_name: Option<String>, option: Option<String>, value: Option<String>) -> Answer<()> {
+pub(crate) fn node_set(
+    node_name: Option<String>,
+    option: Option<String>,
+    value: Option<String>,
+) -> Answer<()> {
     let name = arguments::required("node_name", node_name)?;
     let option = arguments::required("option", option)?;
     refuse_in_recovery("change a node")?;

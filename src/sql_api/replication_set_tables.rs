@@ -38,7 +38,9 @@ fn require_relation(relation: Option<Oid>) -> Answer<Relation> {
 /// Why a relation can never be in a set, whatever set it is.
 fn unsuitable(relation: &Relation) -> Option<Report> {
     let name = relation.quoted();
-    let refuse = |code, what: String, detail: &str, hint: &str| Some(Report::new(code, what).detail(detail).hint(hint));
+    let refuse = |code, what: String, detail: &str, hint: &str| {
+        Some(Report::new(code, what).detail(detail).hint(hint))
+    };
     let wrong_kind = |kind: &str, hint: &str| {
         refuse(
             Code::ERRCODE_WRONG_OBJECT_TYPE,
@@ -59,8 +61,18 @@ fn unsuitable(relation: &Relation) -> Option<Report> {
     match relation.kind {
         'r' | 'p' => {}
         'v' => return wrong_kind("a view", base),
-        'm' => return wrong_kind("a materialized view", "Add the tables it is made from, and refresh it on each node."),
-        'f' => return wrong_kind("a foreign table", "Its rows are on another server already; add the table there."),
+        'm' => {
+            return wrong_kind(
+                "a materialized view",
+                "Add the tables it is made from, and refresh it on each node.",
+            );
+        }
+        'f' => {
+            return wrong_kind(
+                "a foreign table",
+                "Its rows are on another server already; add the table there.",
+            );
+        }
         'S' => return wrong_kind("a sequence", "Add the table that uses it."),
         'i' | 'I' => return wrong_kind("an index", "Add the table it belongs to."),
         _ => return wrong_kind("not a table", "Add a table."),
@@ -84,7 +96,10 @@ fn unsuitable(relation: &Relation) -> Option<Report> {
 
 fn keyless(relation: &Relation, set: &ReplicationSet) -> Report {
     let name = relation.quoted();
-    let detail = format!("Set \"{}\" sends updates or deletes, which need a key to find the row again.", set.name);
+    let detail = format!(
+        "Set \"{}\" sends updates or deletes, which need a key to find the row again.",
+        set.name
+    );
     let hint = if relation.replica_identity == 'n' {
         format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT with a primary key, or add it to {INSERT_ONLY}.")
     } else if relation.has_primary_key {
@@ -151,7 +166,10 @@ fn require_columns(relation: &Relation, columns: &[String]) -> Answer<()> {
             Code::ERRCODE_UNDEFINED_COLUMN,
             format!("table {} has no column \"{missing}\" to send", relation.quoted()),
         )
-        .detail(format!("It has {}.", quoted_list(known.iter().map(String::as_str))))
+        .detail(format!(
+            "It has {}.",
+            quoted_list(known.iter().map(String::as_str))
+        ))
         .hint("Name columns that exist and are not generated.")),
     }
 }
@@ -274,7 +292,7 @@ pub(crate) fn repset_add_all_tables(
     for schema in &schemas {
         if !relations::schema_exists(schema)? {
             return Err(Report::new(
-                Code::ERRCODE_UNDEFINED_SCHEMA,
+                Code::ERRCODE_INVALID_SCHEMA_NAME,
                 format!("schema \"{schema}\" does not exist"),
             )
             .detail("No table was added.")

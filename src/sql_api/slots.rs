@@ -73,7 +73,9 @@ pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
         .detail(format!(
             "A slot is ready once all transactions that run on {peer} have ended."
         ))
-        .hint("Look for long transactions there in pg_stat_activity, or allow more time with ha.slot_timeout.")),
+        .hint(
+            "Look for long transactions there in pg_stat_activity, or allow more time with ha.slot_timeout.",
+        )),
         Err(error) => Err(error.into()),
     }
 }

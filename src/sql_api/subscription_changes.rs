@@ -26,8 +26,9 @@ fn missing(name: &str) -> Report {
 fn require(name: Option<String>) -> Answer<Subscription> {
     let name = arguments::required("subscription_name", name)?;
     refuse_in_recovery("change a subscription")?;
-    subscriptions::by_name(&name)?
-        .ok_or_else(|| missing(&name).hint("SELECT subscription_name FROM ha.subscriptions shows those that exist."))
+    subscriptions::by_name(&name)?.ok_or_else(|| {
+        missing(&name).hint("SELECT subscription_name FROM ha.subscriptions shows those that exist.")
+    })
 }
 
 /// Ends a subscription.
@@ -52,7 +53,11 @@ fn after_drop(subscription: &Subscription) {
     let slot = &subscription.slot_name;
     let provider = format!("\"{}\"", pg_ha_model::conninfo::mask(&subscription.provider_dsn));
     let dropped = slots::drop_held(&subscription.provider_dsn, slot, timeout);
-    let severity = if stopped && dropped.is_ok() { Severity::Info } else { Severity::Warning };
+    let severity = if stopped && dropped.is_ok() {
+        Severity::Info
+    } else {
+        Severity::Warning
+    };
     events::record(
         "subscription_dropped",
         severity,
@@ -69,7 +74,10 @@ fn stop(subscription: &Subscription) -> bool {
     if !stopped {
         Report::new(
             Code::ERRCODE_WARNING,
-            format!("workers of subscription \"{}\" are still stopping", subscription.name),
+            format!(
+                "workers of subscription \"{}\" are still stopping",
+                subscription.name
+            ),
         )
         .detail(format!(
             "They did not end within {} s.",

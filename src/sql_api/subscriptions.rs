@@ -15,10 +15,12 @@ use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
 use super::exchange::{self, Request, Response};
-use super::{arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, slots};
+use super::{
+    arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, slots,
+};
 use crate::catalog::nodes::{self, Node};
-use crate::catalog::{self, subscriptions};
 use crate::catalog::subscriptions::Subscription;
+use crate::catalog::{self, subscriptions};
 use crate::durable::events::{self, Severity};
 use crate::durable::subscription_names;
 use crate::network::peer::{Peer, Purpose, parse_dsn};
@@ -110,7 +112,10 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         events::record(
             "subscription_created",
             Severity::Info,
-            &format!("subscription \"{name}\" to node \"{}\" was created", provider.node_name),
+            &format!(
+                "subscription \"{name}\" to node \"{}\" was created",
+                provider.node_name
+            ),
             json!({"subscription_id": id, "provider": provider.node_name, "slot": slot}),
         );
         shared_state::catalog_changed();
@@ -145,7 +150,12 @@ fn require_room(name: &str, existing: &[Subscription]) -> Answer<()> {
 }
 
 /// Looks at the provider, and changes nothing.
-fn examine(peer: &mut Peer, local: &Node, existing: &[Subscription], sets: &[String]) -> Answer<(Node, Response)> {
+fn examine(
+    peer: &mut Peer,
+    local: &Node,
+    existing: &[Subscription],
+    sets: &[String],
+) -> Answer<(Node, Response)> {
     let facts = peer.query(
         "SELECT pg_catalog.current_database()::text, pg_catalog.pg_is_in_recovery()::text, \
                 EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'pg_ha')::text",
@@ -160,7 +170,10 @@ fn examine(peer: &mut Peer, local: &Node, existing: &[Subscription], sets: &[Str
             Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "the provider does not have the extension pg_ha",
         )
-        .detail(format!("It is not in database \"{database}\" at {}.", peer.name()))
+        .detail(format!(
+            "It is not in database \"{database}\" at {}.",
+            peer.name()
+        ))
         .hint("Run there, in that database: CREATE EXTENSION pg_ha; SELECT ha.node_create(…);"));
     }
     if standby {
@@ -180,7 +193,10 @@ fn examine(peer: &mut Peer, local: &Node, existing: &[Subscription], sets: &[Str
     {
         return Err(Report::new(
             Code::ERRCODE_DUPLICATE_OBJECT,
-            format!("there is a subscription to node \"{}\" already", provider.node_name),
+            format!(
+                "there is a subscription to node \"{}\" already",
+                provider.node_name
+            ),
         )
         .detail(format!("It is subscription \"{}\".", other.name))
         .hint("Add replication sets to that one with ha.sub_add_repset, or drop it first."));
@@ -208,13 +224,20 @@ fn require_compatible(peer: &Peer, answer: &Response, local: &Node, database: &s
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
             "a node cannot subscribe to itself",
         )
-        .detail(format!("{} leads to this node, \"{}\".", peer.name(), local.node_name))
+        .detail(format!(
+            "{} leads to this node, \"{}\".",
+            peer.name(),
+            local.node_name
+        ))
         .hint("Pass the connection string of another node."));
     }
     if answer.protocol_min > PROTOCOL_MAX || answer.protocol_max < PROTOCOL_MIN {
         return Err(Report::new(
             Code::ERRCODE_FEATURE_NOT_SUPPORTED,
-            format!("node \"{}\" runs an incompatible version of pg_ha", provider.node_name),
+            format!(
+                "node \"{}\" runs an incompatible version of pg_ha",
+                provider.node_name
+            ),
         )
         .detail(format!(
             "Its version {} speaks protocols {} to {}, this node's {PROTOCOL_MIN} to {PROTOCOL_MAX}.",
@@ -240,7 +263,10 @@ fn require_compatible(peer: &Peer, answer: &Response, local: &Node, database: &s
 
 /// Refuses sets that the provider does not have.
 pub(super) fn require_sets(peer: &mut Peer, sets: &[String]) -> Answer<()> {
-    let rows = peer.query("SELECT set_name::text FROM ha.replication_sets ORDER BY set_id", &[])?;
+    let rows = peer.query(
+        "SELECT set_name::text FROM ha.replication_sets ORDER BY set_id",
+        &[],
+    )?;
     let known: Vec<String> = rows.into_iter().flatten().flatten().collect();
     match sets.iter().find(|set| !known.contains(set)) {
         None => Ok(()),
@@ -261,7 +287,12 @@ pub(super) fn require_sets(peer: &mut Peer, sets: &[String]) -> Answer<()> {
 /// follows, are undone if the transaction rolls back.
 fn introduce(peer: &mut Peer, dsn: &str, slot: &str, local: &Node) -> Answer<()> {
     let added = Rc::new(RefCell::new(Vec::new()));
-    let undo = (dsn.to_owned(), slot.to_owned(), added.clone(), peer.name().to_owned());
+    let undo = (
+        dsn.to_owned(),
+        slot.to_owned(),
+        added.clone(),
+        peer.name().to_owned(),
+    );
     let answer = exchange::ask(
         peer,
         &Request {
