@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use pgrx::{pg_guard, pg_sys};
 
 use super::error::answer;
+use super::server;
 use crate::sql_api::drop_checks;
 
 static PREVIOUS: OnceLock<pg_sys::object_access_hook_type> = OnceLock::new();
@@ -41,9 +42,16 @@ unsafe extern "C-unwind" fn on_object_access(
     }
     if class == pg_sys::DatabaseRelationId {
         answer(drop_checks::database(object.to_u32()));
-    } else if class == pg_sys::ExtensionRelationId
-        && super::server::extension_name(object).as_deref() == Some("pg_ha")
-    {
+    } else if class == pg_sys::RelationRelationId && part == 0 && announces_end_of_extension(object) {
         answer(drop_checks::extension());
     }
+}
+
+/// What an extension consists of goes before the extension itself, and a view before the tables it is made from: when
+/// the view `ha.subscriptions` is to go, all tables are still there to be looked at. It belongs to the extension and
+/// so cannot be dropped alone, except by the extension's own upgrade scripts.
+fn announces_end_of_extension(relation: pg_sys::Oid) -> bool {
+    !server::runs_extension_script()
+        && server::relation_name(relation)
+            .is_some_and(|(schema, name)| schema == "ha" && name == "subscriptions")
 }

@@ -196,12 +196,7 @@ impl Connection {
             }
             match self.patience {
                 Patience::Interruptible => super::server::check_for_interrupts(),
-                // SAFETY: plain globals of this process, set by signal handlers.
-                Patience::Held
-                    if unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 } =>
-                {
-                    return Err(Error::Interrupted);
-                }
+                Patience::Held if super::server::interrupt_requested() => return Err(Error::Interrupted),
                 Patience::Held => {}
             }
             if ready & direction != 0 {
@@ -213,7 +208,13 @@ impl Connection {
     fn message(&self) -> String {
         // SAFETY: a live connection; the text is copied at once.
         let text = unsafe { text_at(PQerrorMessage(self.raw.as_ptr())) }.unwrap_or_default();
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        let lines = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        lines
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(". ")
     }
 }
 

@@ -68,10 +68,20 @@ pub(crate) fn database_name(oid: u32) -> Option<String> {
     unsafe { owned(pg_sys::get_database_name(pg_sys::Oid::from(oid))) }
 }
 
-/// The name of an extension of this database. Needs a transaction.
-pub(crate) fn extension_name(oid: pg_sys::Oid) -> Option<String> {
-    // SAFETY: as in `database_name`.
-    unsafe { owned(pg_sys::get_extension_name(oid)) }
+/// Schema and name of a relation of this database. Needs a transaction.
+pub(crate) fn relation_name(relation: pg_sys::Oid) -> Option<(String, String)> {
+    // SAFETY: catalog lookups; each returns null or a palloc'ed text, copied at once.
+    unsafe {
+        let name = owned(pg_sys::get_rel_name(relation))?;
+        let schema = owned(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation)))?;
+        Some((schema, name))
+    }
+}
+
+/// Whether CREATE EXTENSION or ALTER EXTENSION UPDATE is running a script.
+pub(crate) fn runs_extension_script() -> bool {
+    // SAFETY: a plain global of this process.
+    unsafe { pg_sys::creating_extension }
 }
 
 /// The encoding of this database, as `client_encoding` takes it.
@@ -135,6 +145,12 @@ pub(crate) fn with_fixed_search_path<R>(work: impl FnOnce() -> R) -> R {
 /// Raises if the user asked to cancel or the server is stopping.
 pub(crate) fn check_for_interrupts() {
     pgrx::check_for_interrupts!();
+}
+
+/// Whether the user asked to cancel or the server is stopping, for where nothing may be raised.
+pub(crate) fn interrupt_requested() -> bool {
+    // SAFETY: plain globals of this process, set by its signal handlers.
+    unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 }
 }
 
 /// Copies a C string; `None` for null.

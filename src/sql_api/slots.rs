@@ -1,5 +1,6 @@
 //! The slots that subscriptions have on their providers.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
@@ -40,7 +41,10 @@ pub(crate) fn fingerprint(text: &str) -> u64 {
 ///
 /// The provider waits for the transactions that run on it, so that this may take long; the caller must not have an
 /// xid by then, or two nodes that subscribe to each other would wait for one another.
-pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
+///
+/// `ours` becomes true once a slot of that name, if there is one, is this call's: only then may it be dropped to undo
+/// the call. (When the wait is cut short the provider goes on making the slot, so it may be there or come.)
+pub(crate) fn create(dsn: &str, slot: &str, ours: &Cell<bool>) -> Answer<()> {
     let mut peer = Peer::connect(dsn, Purpose::Replication, Patience::Interruptible)?;
     let existing = peer.simple(&format!(
         "SELECT active::text FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
@@ -60,6 +64,7 @@ pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
             peer.simple(&format!("DROP_REPLICATION_SLOT \"{slot}\""))?;
         }
     }
+    ours.set(true);
     let limit = settings::slot_timeout();
     match peer.simple_within(
         &format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pg_ha NOEXPORT_SNAPSHOT"),
@@ -76,7 +81,13 @@ pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
         .hint(
             "Look for long transactions there in pg_stat_activity, or allow more time with ha.slot_timeout.",
         )),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            if matches!(error, PeerError::Server { .. }) {
+                // The provider has made nothing; a slot of that name would be somebody else's.
+                ours.set(false);
+            }
+            Err(error.into())
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! make two nodes that subscribe to each other wait for ever. If the transaction rolls back after all, the abort
 //! callback undoes what was done on the provider.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::rc::Rc;
 
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
@@ -92,9 +92,10 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let mut peer = Peer::connect(&dsn, Purpose::Sql, Patience::Interruptible)?;
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
     let slot = slots::name(local.node_id, &name);
-    introduce(&mut peer, &dsn, &slot, &local)?;
+    let slot_is_ours = Rc::new(Cell::new(false));
+    introduce(&mut peer, &dsn, &slot, &slot_is_ours, &local)?;
     drop(peer);
-    slots::create(&dsn, &slot)?;
+    slots::create(&dsn, &slot, &slot_is_ours)?;
 
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
@@ -285,14 +286,15 @@ pub(super) fn require_sets(peer: &mut Peer, sets: &[String]) -> Answer<()> {
 
 /// Makes the local node and those it knows known to the provider, and sees to it that this, and the slot that
 /// follows, are undone if the transaction rolls back.
-fn introduce(peer: &mut Peer, dsn: &str, slot: &str, local: &Node) -> Answer<()> {
-    let added = Rc::new(RefCell::new(Vec::new()));
-    let undo = (
-        dsn.to_owned(),
-        slot.to_owned(),
-        added.clone(),
-        peer.name().to_owned(),
-    );
+fn introduce(
+    peer: &mut Peer,
+    dsn: &str,
+    slot: &str,
+    slot_is_ours: &Rc<Cell<bool>>,
+    local: &Node,
+) -> Answer<()> {
+    let slot_is_ours = slot_is_ours.clone();
+    let (dsn, slot, provider) = (dsn.to_owned(), slot.to_owned(), peer.name().to_owned());
     let answer = exchange::ask(
         peer,
         &Request {
@@ -301,15 +303,15 @@ fn introduce(peer: &mut Peer, dsn: &str, slot: &str, local: &Node) -> Answer<()>
             ..Request::default()
         },
     )?;
-    *added.borrow_mut() = answer.added;
+    let forget = answer.added;
     xact::on_abort(move || {
-        let (dsn, slot, added, provider) = undo;
         let timeout = settings::connect_timeout();
-        if let Err(error) = slots::drop_held(&dsn, &slot, timeout) {
+        if slot_is_ours.get()
+            && let Err(error) = slots::drop_held(&dsn, &slot, timeout)
+        {
             slots::warn_left(&slot, &provider, error);
             return;
         }
-        let forget = added.borrow().clone();
         if forget.is_empty() {
             return;
         }
