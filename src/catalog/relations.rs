@@ -29,7 +29,13 @@ pub(crate) struct Relation {
 impl Relation {
     /// For messages: `schema.name`, quoted where SQL needs it.
     pub(crate) fn quoted(&self) -> String {
-        pgrx::spi::quote_qualified_identifier(&self.schema, &self.name)
+        // The schema's real name, which has a number in it, means nothing to its user.
+        let schema = if self.persistence == 't' {
+            "pg_temp"
+        } else {
+            &self.schema
+        };
+        pgrx::spi::quote_qualified_identifier(schema, &self.name)
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
 pub(crate) enum PeerError {
     #[error("{0}")]
     Dsn(#[from] ConninfoError),
+    #[error("the DSN is empty")]
+    Empty,
     #[error("connection option \"{0}\" cannot be used here")]
     Option(String),
     #[error("could not connect to {peer}: {message}")]
@@ -54,6 +56,9 @@ const NOT_IN_A_DSN: [&str; 2] = ["replication", "client_encoding"];
 /// Reads a DSN and refuses options that the extension sets itself.
 pub(crate) fn parse_dsn(dsn: &str) -> Result<Conninfo, PeerError> {
     let conninfo = Conninfo::parse(dsn)?;
+    if conninfo.iter().next().is_none() {
+        return Err(PeerError::Empty);
+    }
     match NOT_IN_A_DSN
         .iter()
         .find(|keyword| conninfo.get(keyword).is_some())
@@ -69,7 +74,7 @@ impl Peer {
         Peer::connect_within(dsn, purpose, patience, settings::connect_timeout())
     }
 
-    /// Connects within `timeout`, which later questions get as well.
+    /// Connects within `timeout` (or the DSN's own `connect_timeout`, if shorter), which later questions get as well.
     pub(crate) fn connect_within(
         dsn: &str,
         purpose: Purpose,
@@ -88,6 +93,13 @@ impl Peer {
             .filter(|(keyword, value)| conninfo::is_secret(keyword) && value.len() > 2)
             .map(|(_, value)| value.to_owned())
             .collect::<Vec<_>>();
+        let timeout = match conninfo
+            .get("connect_timeout")
+            .and_then(|seconds| seconds.parse().ok())
+        {
+            Some(seconds @ 1..) => timeout.min(Duration::from_secs(seconds)),
+            _ => timeout,
+        };
         let parameters: Vec<(&str, &str)> = conninfo.iter().collect();
         let connection = match Connection::open(&parameters, timeout, patience) {
             Ok(connection) => connection,

@@ -1,5 +1,8 @@
 //! ERROR, WARNING and LOG from safe code: one value that carries SQLSTATE, message, detail and hint.
 
+use std::panic::AssertUnwindSafe;
+
+use pgrx::PgTryBuilder;
 use pgrx::pg_sys::elog::PgLogLevel;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -90,6 +93,17 @@ pub(crate) fn answer<T>(result: Answer<T>) -> T {
         Ok(value) => value,
         Err(report) => report.raise(),
     }
+}
+
+/// Runs `work`; where it raises an ERROR of this code, the user gets `instead` of it.
+pub(crate) fn rephrasing<T>(code: PgSqlErrorCode, instead: &Report, work: impl FnOnce() -> T) -> T {
+    let mut work = Some(work);
+    PgTryBuilder::new(AssertUnwindSafe(|| match work.take() {
+        Some(work) => work(),
+        None => unreachable!("run once"),
+    }))
+    .catch_when(code, |_| instead.clone().raise())
+    .execute()
 }
 
 /// PostgreSQL's error code for the five characters of a SQLSTATE that another server sent; an internal error if the

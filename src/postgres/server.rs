@@ -96,6 +96,18 @@ pub(crate) fn process_id() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
+/// When the postmaster started: tells one run of the server from another.
+pub(crate) fn started_at() -> i64 {
+    // SAFETY: set by the postmaster and inherited.
+    unsafe { pg_sys::PgStartTime }
+}
+
+/// Whether a process of this number is one of the server's with access to its data.
+pub(crate) fn is_backend(process_id: i32) -> bool {
+    // SAFETY: looks through shared memory under its lock.
+    unsafe { !pg_sys::BackendPidGetProc(process_id).is_null() }
+}
+
 /// Waits until the WAL up to `lsn` is on disk.
 pub(crate) fn flush_wal(lsn: u64) {
     // SAFETY: `lsn` was returned by an insertion of this process.

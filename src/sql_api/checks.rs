@@ -56,86 +56,93 @@ pub(crate) struct Load {
 
 /// All checks on this server's settings and state directory.
 pub(crate) fn server_checks(load: Load) -> Vec<Check> {
-    let mut checks = vec![
-        exactly("wal_level", "logical"),
-        exactly("track_commit_timestamp", "on"),
-    ];
-    checks.extend(output_plugin());
-    let flows = load.subscriptions.max(load.subscribers).max(1);
-    checks.push(at_least("max_replication_slots", flows));
-    checks.push(at_least("max_wal_senders", load.subscribers.max(1)));
+    let here = Settings(&server::setting);
+    let slots = load.subscriptions.max(load.subscribers);
+    let mut checks = provider_checks(&here, slots, load.subscribers);
     if server::version_number() >= 180_000 {
-        checks.push(at_least(
-            "max_active_replication_origins",
-            load.subscriptions.max(1),
-        ));
+        checks.push(here.at_least("max_active_replication_origins", load.subscriptions.max(1)));
     }
     // The supervisor and PostgreSQL's own launcher, then a receiver and an applier for each subscription.
-    checks.push(at_least(
-        "max_worker_processes",
-        2 + 2 * load.subscriptions.max(1),
-    ));
+    checks.push(here.at_least("max_worker_processes", 2 + 2 * load.subscriptions.max(1)));
     checks.push(state_directory());
     checks
 }
 
-/// Refuses at the first failed check.
-pub(crate) fn require(checks: Vec<Check>) -> Answer<()> {
+/// The checks on what a server needs to be subscribed to: this one, or a provider at the other end of a connection.
+pub(crate) fn provider_checks(settings: &Settings<'_>, slots: usize, senders: usize) -> Vec<Check> {
+    let mut checks = vec![
+        settings.exactly("wal_level", "logical"),
+        settings.exactly("track_commit_timestamp", "on"),
+    ];
+    checks.extend(settings.output_plugin());
+    checks.push(settings.at_least("max_replication_slots", slots.max(1)));
+    checks.push(settings.at_least("max_wal_senders", senders.max(1)));
+    checks
+}
+
+/// Refuses at the first failed check. `place` says of which server it speaks where that is not this one.
+pub(crate) fn require(checks: Vec<Check>, place: Option<&str>) -> Answer<()> {
     match checks.into_iter().find(|check| !check.ok) {
         None => Ok(()),
         Some(check) => Err(Report::new(
             Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("{} must be {}", check.name, check.wanted),
+            match place {
+                None => format!("{} must be {}", check.name, check.wanted),
+                Some(_) => format!("{} must be {} on the provider", check.name, check.wanted),
+            },
         )
-        .detail(format!("It is {}.", check.found))
+        .detail(match place {
+            None => format!("It is {}.", check.found),
+            Some(place) => format!("It is {} on {place}.", check.found),
+        })
         .hint(check.hint)),
     }
-}
-
-fn found(name: &str) -> String {
-    server::setting(name).unwrap_or_else(|| "missing".to_owned())
 }
 
 fn line_to_set(name: &str, value: &str) -> String {
     format!("Add this line to postgresql.conf and restart the server: {name} = {value}")
 }
 
-fn exactly(name: &'static str, wanted: &'static str) -> Check {
-    let found = found(name);
-    Check::new(name, found == wanted, found, wanted, line_to_set(name, wanted))
-}
+/// A server's settings: by name, where it knows them.
+pub(crate) struct Settings<'s>(pub(crate) &'s dyn Fn(&str) -> Option<String>);
 
-fn at_least(name: &'static str, wanted: usize) -> Check {
-    let found = found(name);
-    let ok = found.parse::<usize>().is_ok_and(|found| found >= wanted);
-    Check::new(
-        name,
-        ok,
-        found,
-        format!("at least {wanted}"),
-        line_to_set(name, &wanted.max(10).to_string()),
-    )
-}
+impl Settings<'_> {
+    fn found(&self, name: &str) -> String {
+        (self.0)(name).unwrap_or_else(|| "missing".to_owned())
+    }
 
-/// Some minor versions let only listed output plugins run; the administrator has to list ours.
-fn output_plugin() -> Option<Check> {
-    const NAME: &str = "output_plugin_libraries";
-    let found = server::setting(NAME)?;
-    let listed = found
-        .split(',')
-        .map(|library| library.trim().trim_matches('"'))
-        .any(|library| matches!(library, "pg_ha" | "$libdir/pg_ha"));
-    let complete = match found.trim() {
-        "" => "pg_ha".to_owned(),
-        others => format!("{others}, pg_ha"),
-    };
-    Some(Check::new(
-        NAME,
-        listed,
-        format!("'{found}'"),
-        "a list with pg_ha in it",
-        format!("Add this line to postgresql.conf and restart the server: {NAME} = '{complete}'"),
-    ))
+    fn exactly(&self, name: &'static str, wanted: &'static str) -> Check {
+        let found = self.found(name);
+        Check::new(name, found == wanted, found, wanted, line_to_set(name, wanted))
+    }
+
+    fn at_least(&self, name: &'static str, wanted: usize) -> Check {
+        let found = self.found(name);
+        let ok = found.parse::<usize>().is_ok_and(|found| found >= wanted);
+        let line = line_to_set(name, &wanted.max(10).to_string());
+        Check::new(name, ok, found, format!("at least {wanted}"), line)
+    }
+
+    /// Some minor versions let only listed output plugins run; the administrator has to list ours.
+    fn output_plugin(&self) -> Option<Check> {
+        const NAME: &str = "output_plugin_libraries";
+        let found = (self.0)(NAME)?;
+        let listed = found
+            .split(',')
+            .map(|library| library.trim().trim_matches('"'))
+            .any(|library| matches!(library, "pg_ha" | "$libdir/pg_ha"));
+        let complete = match found.trim() {
+            "" => "pg_ha".to_owned(),
+            others => format!("{others}, pg_ha"),
+        };
+        Some(Check::new(
+            NAME,
+            listed,
+            format!("'{found}'"),
+            "a list with pg_ha in it",
+            line_to_set(NAME, &format!("'{complete}'")),
+        ))
+    }
 }
 
 fn state_directory() -> Check {

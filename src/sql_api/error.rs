@@ -8,6 +8,8 @@ use crate::network::peer::PeerError;
 use crate::postgres::error::{Report, code_of_sqlstate};
 use crate::{catalog, durable};
 
+const DSN_SYNTAX: &str = "Write it as libpq takes it: 'host=... port=... dbname=... user=...' or 'postgresql://user@host:port/dbname'.";
+
 impl From<catalog::Error> for Report {
     fn from(error: catalog::Error) -> Report {
         Report::new(Code::ERRCODE_INTERNAL_ERROR, error.to_string())
@@ -49,7 +51,10 @@ impl From<PeerError> for Report {
                 "the DSN is not a valid connection string",
             )
             .detail(sentence(&reason.to_string()))
-            .hint("Write it as libpq takes it: 'host=… port=… dbname=… user=…' or 'postgresql://user@host:port/dbname'."),
+            .hint(DSN_SYNTAX),
+            PeerError::Empty => Report::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, summary)
+                .detail("It names neither a host nor a database.")
+                .hint(DSN_SYNTAX),
             PeerError::Option(_) => Report::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, summary)
                 .detail("pg_ha sets it itself, as each connection needs it.")
                 .hint("Leave it out of the DSN."),
@@ -97,6 +102,11 @@ fn connect(peer: &str, message: &str) -> Report {
             Code::ERRCODE_INVALID_PASSWORD,
             "Check user and password in the DSN; a password file must be one of the server's own user.",
         )
+    } else if has("invalid response to SSL negotiation") {
+        (
+            Code::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+            "What listens at that host and port is no PostgreSQL server.",
+        )
     } else if has("pg_hba.conf") || has("authentication") || has("certificate") || has("SSL") {
         (
             Code::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -114,7 +124,7 @@ fn connect(peer: &str, message: &str) -> Report {
             Code::ERRCODE_TOO_MANY_CONNECTIONS,
             "Raise max_connections there, or close connections.",
         )
-    } else if has("invalid connection option") || has("invalid port") || has("invalid ") {
+    } else if has("invalid ") {
         (Code::ERRCODE_INVALID_PARAMETER_VALUE, "Correct the DSN.")
     } else {
         (
@@ -128,7 +138,7 @@ fn connect(peer: &str, message: &str) -> Report {
 }
 
 /// A capital and a full stop, as details have.
-fn sentence(text: &str) -> String {
+pub(super) fn sentence(text: &str) -> String {
     let mut characters = text.chars();
     let Some(first) = characters.next() else {
         return String::new();

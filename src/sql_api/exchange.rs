@@ -116,7 +116,7 @@ fn invalid(what: &str, error: &serde_json::Error) -> Report {
         Code::ERRCODE_INVALID_PARAMETER_VALUE,
         format!("invalid node exchange {what}"),
     )
-    .detail(error.to_string())
+    .detail(super::error::sentence(&error.to_string()))
     .hint("This function is called by other nodes; install the same version of pg_ha on all of them.")
 }
 

@@ -40,10 +40,11 @@ pub(crate) fn node_create(new: NewNode) -> Answer<i32> {
     let wanted_id = new.node_id.map(arguments::node_id).transpose()?;
     parse_dsn(&dsn)?;
     refuse_in_recovery("create a node")?;
-    checks::require(checks::server_checks(checks::Load {
+    let load = checks::Load {
         subscriptions: 0,
         subscribers: 0,
-    }))?;
+    };
+    checks::require(checks::server_checks(load), None)?;
     require_configured(&name)?;
 
     if identity::is_pending() {

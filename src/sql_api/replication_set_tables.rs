@@ -6,12 +6,13 @@ use pg_ha_replication::pattern::Pattern;
 use pgrx::pg_sys::Oid;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
+use super::error::sentence;
 use super::replication_sets::{INSERT_ONLY, require};
 use super::{arguments, quoted_list, refuse_in_recovery};
 use crate::catalog::relations::{self, Relation};
 use crate::catalog::replication_set_tables as members;
 use crate::catalog::replication_sets::{self, ReplicationSet};
-use crate::postgres::error::{Answer, Report};
+use crate::postgres::error::{Answer, Report, rephrasing};
 
 /// The arguments of `ha.repset_add_table`.
 pub(crate) struct NewMember {
@@ -191,15 +192,20 @@ pub(crate) fn repset_add_tables(
     let set = require(set_name)?;
     let text = arguments::required("pattern", pattern)?;
     refuse_in_recovery("change a replication set")?;
-    let pattern = Pattern::parse(&text).map_err(|error| {
+    let invalid = |detail: &str| {
         Report::new(
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
             format!("invalid pattern \"{text}\""),
         )
-        .detail(error.to_string())
+        .detail(detail)
         .hint("Write it as for psql's \\d: 'pgbench_*', 'public.*', '\"Mixed Case\"'.")
+    };
+    let pattern = Pattern::parse(&text).map_err(|error| invalid(&sentence(&error.to_string())))?;
+    let broken =
+        invalid("Outside quotes it is a regular expression but for * and ?, and this one is not valid.");
+    let mut matching = rephrasing(Code::ERRCODE_INVALID_REGULAR_EXPRESSION, &broken, || {
+        relations::tables_matching(pattern.schema.as_deref(), Some(&pattern.name))
     })?;
-    let mut matching = relations::tables_matching(pattern.schema.as_deref(), Some(&pattern.name))?;
     if pattern.schema.is_none() {
         matching = visible(matching, path);
     }

@@ -1,10 +1,8 @@
 //! The slots that subscriptions have on their providers.
 
-use std::cell::Cell;
-use std::time::{Duration, Instant};
-
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
+use crate::durable::leftovers;
 use crate::network::peer::{self, Peer, PeerError, Purpose};
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
@@ -42,9 +40,9 @@ pub(crate) fn fingerprint(text: &str) -> u64 {
 /// The provider waits for the transactions that run on it, so that this may take long; the caller must not have an
 /// xid by then, or two nodes that subscribe to each other would wait for one another.
 ///
-/// `ours` becomes true once a slot of that name, if there is one, is this call's: only then may it be dropped to undo
-/// the call. (When the wait is cut short the provider goes on making the slot, so it may be there or come.)
-pub(crate) fn create(dsn: &str, slot: &str, ours: &Cell<bool>) -> Answer<()> {
+/// From the moment in which the slot may exist and be this call's, the note in `durable::leftovers` says so. (When
+/// the wait is cut short the provider goes on making the slot, so it may be there or come.)
+pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
     let mut peer = Peer::connect(dsn, Purpose::Replication, Patience::Interruptible)?;
     let existing = peer.simple(&format!(
         "SELECT active::text FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
@@ -64,7 +62,7 @@ pub(crate) fn create(dsn: &str, slot: &str, ours: &Cell<bool>) -> Answer<()> {
             peer.simple(&format!("DROP_REPLICATION_SLOT \"{slot}\""))?;
         }
     }
-    ours.set(true);
+    leftovers::set_slot_made(dsn, slot, true)?;
     let limit = settings::slot_timeout();
     match peer.simple_within(
         &format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pg_ha NOEXPORT_SNAPSHOT"),
@@ -84,33 +82,10 @@ pub(crate) fn create(dsn: &str, slot: &str, ours: &Cell<bool>) -> Answer<()> {
         Err(error) => {
             if matches!(error, PeerError::Server { .. }) {
                 // The provider has made nothing; a slot of that name would be somebody else's.
-                ours.set(false);
+                leftovers::set_slot_made(dsn, slot, false)?;
             }
             Err(error.into())
         }
-    }
-}
-
-/// Drops the slot if it exists, whoever reads from it. For the end of a transaction: raises nothing, takes at most
-/// `timeout` for each of a few steps.
-pub(crate) fn drop_held(dsn: &str, slot: &str, timeout: Duration) -> Result<(), PeerError> {
-    let mut peer = Peer::connect_within(dsn, Purpose::Sql, Patience::Held, timeout)?;
-    let deadline = Instant::now() + timeout;
-    loop {
-        let found = peer.query(
-            "SELECT active::text, pg_catalog.pg_terminate_backend(active_pid)::text \
-               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND plugin = 'pg_ha'",
-            &[slot],
-        )?;
-        let Some(row) = found.into_iter().next() else {
-            return Ok(());
-        };
-        let active = row.first().and_then(Option::as_deref) == Some("true");
-        if !active || Instant::now() >= deadline {
-            peer.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[slot])?;
-            return Ok(());
-        }
-        peer.query("SELECT pg_catalog.pg_sleep(0.02)", &[])?;
     }
 }
 
@@ -127,7 +102,8 @@ pub(crate) fn warn_left(slot: &str, provider: &str, error: PeerError) {
     )
     .detail(detail)
     .hint(format!(
-        "Run there: SELECT pg_drop_replication_slot({});",
+        "It is dropped as soon as that node answers. To drop it at once, run there: \
+         SELECT pg_drop_replication_slot({});",
         pgrx::spi::quote_literal(slot)
     ))
     .warn();

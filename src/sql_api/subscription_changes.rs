@@ -8,7 +8,8 @@ use serde_json::json;
 use super::{arguments, quoted_list, refuse_in_recovery, slots, subscriptions as creation};
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
-use crate::durable::subscription_names;
+use crate::durable::{leftovers, subscription_names};
+use crate::network;
 use crate::network::peer::{Peer, Purpose};
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
@@ -46,13 +47,12 @@ pub(crate) fn sub_drop(name: Option<String>, if_exists: Option<bool>) -> Answer<
 }
 
 fn after_drop(subscription: &Subscription) {
-    let timeout = settings::connect_timeout();
     subscription_names::remove(&subscription.name);
     shared_state::catalog_changed();
     let stopped = stop(subscription);
     let slot = &subscription.slot_name;
     let provider = format!("\"{}\"", pg_ha_model::conninfo::mask(&subscription.provider_dsn));
-    let dropped = slots::drop_held(&subscription.provider_dsn, slot, timeout);
+    let dropped = network::leftovers::drop_slot(&subscription.provider_dsn, slot);
     let severity = if stopped && dropped.is_ok() {
         Severity::Info
     } else {
@@ -65,6 +65,7 @@ fn after_drop(subscription: &Subscription) {
         json!({"subscription_id": subscription.id, "slot": slot, "slot_dropped": dropped.is_ok()}),
     );
     if let Err(error) = dropped {
+        leftovers::try_slot_later(&subscription.provider_dsn, slot);
         slots::warn_left(slot, &provider, error);
     }
 }

@@ -6,8 +6,7 @@
 //! make two nodes that subscribe to each other wait for ever. If the transaction rolls back after all, the abort
 //! callback undoes what was done on the provider.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::collections::HashMap;
 
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
 use pgrx::datum::Interval;
@@ -22,7 +21,8 @@ use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
 use crate::catalog::{self, subscriptions};
 use crate::durable::events::{self, Severity};
-use crate::durable::subscription_names;
+use crate::durable::{leftovers, subscription_names};
+use crate::network;
 use crate::network::peer::{Peer, Purpose, parse_dsn};
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
@@ -92,10 +92,9 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let mut peer = Peer::connect(&dsn, Purpose::Sql, Patience::Interruptible)?;
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
     let slot = slots::name(local.node_id, &name);
-    let slot_is_ours = Rc::new(Cell::new(false));
-    introduce(&mut peer, &dsn, &slot, &slot_is_ours, &local)?;
+    introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
     drop(peer);
-    slots::create(&dsn, &slot, &slot_is_ours)?;
+    slots::create(&dsn, &slot)?;
 
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
@@ -144,10 +143,11 @@ fn require_room(name: &str, existing: &[Subscription]) -> Answer<()> {
                 .hint("Raise ha.max_subscriptions in postgresql.conf and restart the server."),
         );
     }
-    checks::require(checks::server_checks(checks::Load {
+    let load = checks::Load {
         subscriptions: existing.len() + 1,
         subscribers: nodes::provider_slots()?.len(),
-    }))
+    };
+    checks::require(checks::server_checks(load), None)
 }
 
 /// Looks at the provider, and changes nothing.
@@ -186,6 +186,7 @@ fn examine(
         .hint("Pass the connection string of its primary."));
     }
     connection_checks::require_role(peer)?;
+    require_settings(peer)?;
     let answer = exchange::ask(peer, &Request::default())?;
     let provider = require_compatible(peer, &answer, local, &database)?;
     if let Some(other) = existing
@@ -206,6 +207,28 @@ fn examine(
     exchange::plan(&nodes::all()?, &answer.nodes, Some(&provider.node_uid), &theirs)?;
     require_sets(peer, sets)?;
     Ok((provider, answer))
+}
+
+/// Refuses a provider that could not serve a slot, for the same reasons as it would be refused as a node itself.
+fn require_settings(peer: &mut Peer) -> Answer<()> {
+    let rows = peer.query(
+        "SELECT name, setting FROM pg_catalog.pg_settings \
+          UNION ALL SELECT '', pg_catalog.count(*)::text FROM pg_catalog.pg_replication_slots",
+        &[],
+    )?;
+    let settings: HashMap<String, String> = rows
+        .into_iter()
+        .filter_map(|row| match <[Option<String>; 2]>::try_from(row) {
+            Ok([Some(name), Some(setting)]) => Some((name, setting)),
+            _ => None,
+        })
+        .collect();
+    let slots = settings.get("").and_then(|count| count.parse().ok()).unwrap_or(0);
+    let get = |name: &str| settings.get(name).cloned();
+    checks::require(
+        checks::provider_checks(&checks::Settings(&get), slots + 1, 1),
+        Some(peer.name()),
+    )
 }
 
 fn require_compatible(peer: &Peer, answer: &Response, local: &Node, database: &str) -> Answer<Node> {
@@ -285,52 +308,41 @@ pub(super) fn require_sets(peer: &mut Peer, sets: &[String]) -> Answer<()> {
 }
 
 /// Makes the local node and those it knows known to the provider, and sees to it that this, and the slot that
-/// follows, are undone if the transaction rolls back.
-fn introduce(
-    peer: &mut Peer,
-    dsn: &str,
-    slot: &str,
-    slot_is_ours: &Rc<Cell<bool>>,
-    local: &Node,
-) -> Answer<()> {
-    let slot_is_ours = slot_is_ours.clone();
-    let (dsn, slot, provider) = (dsn.to_owned(), slot.to_owned(), peer.name().to_owned());
-    let answer = exchange::ask(
+/// follows, are undone if the transaction rolls back or this server dies before it commits.
+fn introduce(peer: &mut Peer, dsn: &str, slot: &str, local: &Node, known_there: &[Node]) -> Answer<()> {
+    let nodes = nodes::all()?;
+    let forget: Vec<String> = nodes
+        .iter()
+        .map(|node| &node.node_uid)
+        .filter(|uid| !known_there.iter().any(|known| known.node_uid == **uid))
+        .cloned()
+        .collect();
+    leftovers::begin(dsn, slot, &forget)?;
+    undo_on_abort(dsn, slot, peer.name());
+    let (dsn, slot) = (dsn.to_owned(), slot.to_owned());
+    xact::after_commit(move || leftovers::done(&dsn, &slot));
+    exchange::ask(
         peer,
         &Request {
             from: Some(local.node_uid.clone()),
-            nodes: nodes::all()?,
+            nodes,
             ..Request::default()
         },
     )?;
-    let forget = answer.added;
+    Ok(())
+}
+
+fn undo_on_abort(dsn: &str, slot: &str, provider: &str) {
+    let (dsn, slot, provider) = (dsn.to_owned(), slot.to_owned(), provider.to_owned());
     xact::on_abort(move || {
-        let timeout = settings::connect_timeout();
-        if slot_is_ours.get()
-            && let Err(error) = slots::drop_held(&dsn, &slot, timeout)
-        {
-            slots::warn_left(&slot, &provider, error);
+        let Some(note) = leftovers::find(&dsn, &slot) else {
             return;
-        }
-        if forget.is_empty() {
-            return;
-        }
-        let request = Request {
-            forget,
-            ..Request::default()
         };
-        let undone = Peer::connect_within(&dsn, Purpose::Sql, Patience::Held, timeout)
-            .map_err(Report::from)
-            .and_then(|mut peer| exchange::ask(&mut peer, &request));
-        if let Err(report) = undone {
-            Report::new(
-                Code::ERRCODE_WARNING,
-                format!("{provider} still knows of this node"),
-            )
-            .detail(report.message().to_owned())
-            .hint("Make it forget the node with ha.node_drop there.")
-            .warn();
+        if let Err(error) = network::leftovers::undo(&note) {
+            if note.slot_made {
+                slots::warn_left(&slot, &provider, error);
+            }
+            leftovers::try_later(note);
         }
     });
-    Ok(())
 }
