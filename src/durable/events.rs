@@ -89,7 +89,7 @@ pub(crate) fn record_for(
     }
 }
 
-/// All events that are kept, oldest first. Damaged parts are left out.
+/// All events that are kept, oldest first. A damaged file is read up to the damage.
 pub(crate) fn read_all() -> Result<Vec<Event>, Error> {
     let directory = directory();
     let mut events = Vec::new();

@@ -88,7 +88,7 @@ pub(crate) fn require(checks: Vec<Check>, place: Option<&str>) -> Answer<()> {
             Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             match place {
                 None => format!("{} must be {}", check.name, check.wanted),
-                Some(_) => format!("{} must be {} on the provider", check.name, check.wanted),
+                Some(_) => format!("on the provider, {} must be {}", check.name, check.wanted),
             },
         )
         .detail(match place {

@@ -25,7 +25,13 @@ pub(crate) fn doctor() -> Answer<Vec<Check>> {
         subscriptions: subscriptions.len(),
         subscribers: nodes::provider_slots()?.len(),
     });
-    let local = local_node()?;
+    let local = match local_node() {
+        Ok(local) => local,
+        Err(report) => {
+            checks.push(Check::failed("local node", "a node", &report));
+            return Ok(checks);
+        }
+    };
     checks.push(match &local {
         Some(node) => Check::new(
             "local node",

@@ -18,25 +18,33 @@ impl From<catalog::Error> for Report {
 
 impl From<durable::Error> for Report {
     fn from(error: durable::Error) -> Report {
-        match &error {
-            durable::Error::Io { source, .. } => {
+        match error {
+            durable::Error::Io { action, path, source } => {
                 let code = match source.kind() {
                     ErrorKind::PermissionDenied => Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                     ErrorKind::StorageFull => Code::ERRCODE_DISK_FULL,
                     _ => Code::ERRCODE_IO_ERROR,
                 };
-                Report::new(code, error.to_string()).hint(
-                    "The state directory (ha.state_directory) must be on a file system that the server's user \
-                     can write to, outside the data directory.",
-                )
+                Report::new(code, format!("could not {action} \"{}\"", path.display()))
+                    .detail(sentence(&source.to_string()))
+                    .hint(
+                        "The state directory (ha.state_directory) must be on a file system that the server's user \
+                         can write to, outside the data directory.",
+                    )
             }
-            durable::Error::Damaged { .. } => Report::new(Code::ERRCODE_DATA_CORRUPTED, error.to_string())
-                .hint("Restore the file, or remove it if this server shall not be the node it stood for any more."),
-            durable::Error::Locked { .. } => Report::new(
-                Code::ERRCODE_OBJECT_IN_USE,
-                "another session is creating or dropping a node on this server",
+            durable::Error::Damaged { path, reason } => Report::new(
+                Code::ERRCODE_DATA_CORRUPTED,
+                format!("file \"{}\" is damaged", path.display()),
             )
-            .detail(error.to_string())
+            .detail(sentence(&reason))
+            .hint(
+                "Restore the file, or remove it if this server shall not be the node it stood for any more.",
+            ),
+            durable::Error::Locked { path } => Report::new(
+                Code::ERRCODE_OBJECT_IN_USE,
+                "another session is changing this server's state directory",
+            )
+            .detail(format!("It holds \"{}\".", path.display()))
             .hint("Wait until it is done, then try again."),
         }
     }

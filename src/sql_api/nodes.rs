@@ -154,10 +154,7 @@ fn require_no_node() -> Answer<()> {
                 Code::ERRCODE_DUPLICATE_OBJECT,
                 format!("this database is node \"{}\" already", node.node_name),
             )
-            .detail(format!(
-                "It was created at {} with id {}.",
-                node.created_at, node.node_id
-            ))
+            .detail(format!("Its id is {}.", node.node_id))
             .hint("To make another node of it, drop that one first with ha.node_drop.")),
         };
     }

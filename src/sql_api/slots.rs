@@ -1,5 +1,6 @@
 //! The slots that subscriptions have on their providers.
 
+use pg_ha_model::{NodeId, slot_name};
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
 use crate::durable::leftovers;
@@ -8,31 +9,20 @@ use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
 use crate::settings;
 
-/// What the names of all slots that a subscriber has on its providers begin with.
+/// What the names of all slots that a subscriber has on its providers begin with; nothing begins with what an id out
+/// of range, which the catalog cannot hold, gives.
 pub(crate) fn prefix(subscriber_node_id: i32) -> String {
-    format!("pg_ha_{subscriber_node_id}_")
+    node_id(subscriber_node_id).map_or_else(|_| "(none)".to_owned(), slot_name::prefix)
 }
 
-/// The slot of a subscription: always the same for the same subscriber and name, with only the characters that slots
-/// may have, and distinct for names that differ in others.
-pub(crate) fn name(subscriber_node_id: i32, subscription: &str) -> String {
-    let prefix = prefix(subscriber_node_id);
-    let hash = format!("{:08x}", fingerprint(subscription) & 0xFFFF_FFFF);
-    let room = 63 - prefix.len() - 1 - hash.len();
-    let readable: String = subscription
-        .chars()
-        .map(|c| c.to_ascii_lowercase())
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-        .take(room)
-        .collect();
-    format!("{prefix}{readable}_{hash}")
+/// The slot of a subscription.
+pub(crate) fn name(subscriber_node_id: i32, subscription: &str) -> Answer<String> {
+    Ok(slot_name::slot_name(node_id(subscriber_node_id)?, subscription))
 }
 
-/// FNV-1a.
-pub(crate) fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+fn node_id(number: i32) -> Answer<NodeId> {
+    NodeId::new(u32::try_from(number).unwrap_or_default())
+        .map_err(|error| Report::new(Code::ERRCODE_DATA_CORRUPTED, error.to_string()))
 }
 
 /// Makes the slot. One of that name that nobody reads from is a leftover and made anew.

@@ -5,7 +5,7 @@
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
-use super::{arguments, quoted_list, refuse_in_recovery, slots, subscriptions as creation};
+use super::{arguments, local_node, quoted_list, refuse_in_recovery, slots, subscriptions as creation};
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
@@ -42,8 +42,29 @@ pub(crate) fn sub_drop(name: Option<String>, if_exists: Option<bool>) -> Answer<
     }
     let subscription = require(Some(name))?;
     subscriptions::delete(subscription.id)?;
+    if local_node()?.is_none() {
+        leave_slot_alone(&subscription);
+        return Ok(true);
+    }
     xact::after_commit(move || after_drop(&subscription));
     Ok(true)
+}
+
+/// In a copy of a node's database, or where the identity was lost: the slot may be another database's by now.
+fn leave_slot_alone(subscription: &Subscription) {
+    Report::new(
+        Code::ERRCODE_WARNING,
+        format!(
+            "slot \"{}\" on the provider was left alone",
+            subscription.slot_name
+        ),
+    )
+    .detail("This database is not a node: the slot may belong to the one that it was copied from.")
+    .hint(format!(
+        "If it does not, run on the provider: SELECT pg_drop_replication_slot({});",
+        pgrx::spi::quote_literal(&subscription.slot_name)
+    ))
+    .warn();
 }
 
 fn after_drop(subscription: &Subscription) {

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use pg_ha_model::slot_name::fingerprint;
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
 use pgrx::datum::Interval;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
@@ -80,7 +81,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let local = require_local_node()?;
     let existing = subscriptions::all()?;
     require_room(&name, &existing)?;
-    if !catalog::try_advisory_lock(slots::fingerprint(&format!("ha.sub_create {name}")).cast_signed())? {
+    if !catalog::try_advisory_lock(fingerprint(&format!("ha.sub_create {name}")).cast_signed())? {
         return Err(Report::new(
             Code::ERRCODE_OBJECT_IN_USE,
             format!("subscription \"{name}\" is being created by another session"),
@@ -91,7 +92,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
 
     let mut peer = Peer::connect(&dsn, Purpose::Sql, Patience::Interruptible)?;
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
-    let slot = slots::name(local.node_id, &name);
+    let slot = slots::name(local.node_id, &name)?;
     introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
     drop(peer);
     slots::create(&dsn, &slot)?;

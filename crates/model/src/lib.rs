@@ -9,6 +9,7 @@ pub mod conninfo;
 pub mod node;
 pub mod position;
 pub mod record;
+pub mod slot_name;
 pub mod time;
 
 pub use backoff::Backoff;
