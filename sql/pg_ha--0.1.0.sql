@@ -309,6 +309,117 @@ COMMENT ON VIEW ha.events IS
 
 -- Status (live views) -----------------------------------------------------------------------------------------
 
+CREATE FUNCTION ha.node_states(OUT node_name text, OUT group_name text, OUT region text, OUT role text,
+                               OUT state text, OUT is_local boolean, OUT epoch bigint, OUT timeline integer,
+                               OUT lsn pg_lsn, OUT lag_bytes bigint, OUT last_seen timestamptz,
+                               OUT version_num integer, OUT extension_version text) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'node_states_wrapper';
+COMMENT ON FUNCTION ha.node_states() IS
+    'what ha.status is made of: one row per known node, read from shared memory without waiting for anything';
+
+CREATE VIEW ha.status AS
+    SELECT node_name, group_name, region, role, state, is_local, epoch, timeline, lsn, lag_bytes,
+           NULL::interval AS replay_lag, NULL::text AS sync_state, NULL::interval AS lease_remaining, last_seen,
+           CASE WHEN version_num IS NOT NULL THEN version_num / 10000 || '.' || version_num % 10000 END AS pg_version,
+           extension_version
+      FROM ha.node_states();
+COMMENT ON VIEW ha.status IS
+    'one row per known node, the local one included: lag_bytes is how far this node is behind in applying that node''s changes, lsn the newest WAL position heard of; a stand-alone node is primary in epoch 1 and needs no lease';
+
+CREATE FUNCTION ha.subscription_states(OUT subscription_id integer, OUT status text, OUT received_lsn pg_lsn,
+                                       OUT applied_lsn pg_lsn, OUT lag_bytes bigint, OUT lag interval,
+                                       OUT transactions bigint, OUT rows_inserted bigint, OUT rows_updated bigint,
+                                       OUT rows_deleted bigint, OUT conflicts bigint, OUT rows_skipped bigint,
+                                       OUT retries bigint, OUT workers integer, OUT current_action text,
+                                       OUT last_error text) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'subscription_states_wrapper';
+COMMENT ON FUNCTION ha.subscription_states() IS
+    'what ha.status_subscriptions is made of: one row per subscription that the supervisor tends; counts are since the server started';
+
+CREATE VIEW ha.status_subscriptions AS
+    SELECT c.subscription_name,
+           CASE WHEN NOT c.enabled THEN 'disabled' WHEN s.status IS NULL OR s.status = 'disabled' THEN 'initializing'
+                ELSE s.status END AS status,
+           n.node_name AS provider_node, s.received_lsn, s.applied_lsn, coalesce(s.lag_bytes, 0) AS lag_bytes, s.lag,
+           0 AS copy_tables_done, 0 AS copy_tables_total, 0::bigint AS copy_rows, 0::bigint AS copy_bytes,
+           NULL::numeric AS copy_percent, NULL::interval AS copy_eta,
+           coalesce(s.rows_inserted + s.rows_updated + s.rows_deleted, 0) AS rows_applied,
+           coalesce(s.rows_inserted, 0) AS rows_inserted, coalesce(s.rows_updated, 0) AS rows_updated,
+           coalesce(s.rows_deleted, 0) AS rows_deleted, coalesce(s.rows_skipped, 0) AS rows_skipped,
+           coalesce(s.transactions, 0) AS transactions_applied, coalesce(s.conflicts, 0) AS conflicts,
+           0::bigint AS exceptions, coalesce(s.retries, 0) AS retries, coalesce(s.workers, 0) AS workers,
+           s.current_action, NULL::text AS blocked_by, s.last_error
+      FROM ha.subscription_catalog c
+      JOIN ha.node_catalog n ON n.node_id = c.provider_node_id
+      LEFT JOIN ha.subscription_states() s USING (subscription_id);
+COMMENT ON VIEW ha.status_subscriptions IS
+    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed';
+
+CREATE FUNCTION ha.table_states(OUT subscription_id integer, OUT relation oid, OUT rows_inserted bigint,
+                                OUT rows_updated bigint, OUT rows_deleted bigint, OUT conflicts bigint)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'table_states_wrapper';
+COMMENT ON FUNCTION ha.table_states() IS
+    'what subscriptions did to tables since the server started, one row each';
+
+CREATE VIEW ha.status_tables AS
+    SELECT t.relation, t.replication_sets,
+           CASE WHEN s.relation IS NULL THEN 'local' ELSE 'replicating' END AS sync_state,
+           0::bigint AS copy_rows, 0::bigint AS copy_bytes, NULL::numeric AS copy_percent,
+           coalesce(s.rows_inserted, 0) AS rows_inserted, coalesce(s.rows_updated, 0) AS rows_updated,
+           coalesce(s.rows_deleted, 0) AS rows_deleted, coalesce(s.conflicts, 0) AS conflicts
+      FROM (SELECT m.relation, array_agg(r.set_name ORDER BY r.set_name) AS replication_sets
+              FROM ha.replication_set_tables m JOIN ha.replication_sets r USING (set_id)
+             GROUP BY m.relation) t
+      FULL JOIN (SELECT relation::regclass AS relation, sum(rows_inserted)::bigint AS rows_inserted,
+                        sum(rows_updated)::bigint AS rows_updated, sum(rows_deleted)::bigint AS rows_deleted,
+                        sum(conflicts)::bigint AS conflicts
+                   FROM ha.table_states() GROUP BY relation) s ON s.relation = t.relation
+     WHERE t.relation IS NOT NULL OR s.relation IS NOT NULL;
+COMMENT ON VIEW ha.status_tables IS
+    'one row per table that is in a replication set or receives changes; counts are of applied changes since the server started';
+
+CREATE FUNCTION ha.require_subscription(subscription_name name) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    IF $1 IS NOT NULL AND NOT EXISTS (SELECT FROM ha.subscription_catalog s WHERE s.subscription_name = $1) THEN
+        RAISE EXCEPTION 'subscription "%" does not exist', $1
+            USING ERRCODE = 'undefined_object',
+                  DETAIL = (SELECT CASE WHEN count(*) = 0 THEN 'This node has no subscriptions.' ELSE
+                           'This node has these: ' || string_agg(quote_ident(s.subscription_name), ', ') || '.' END
+                              FROM ha.subscription_catalog s),
+                  HINT = 'ha.subscriptions lists them; ha.sub_create makes one.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ha.require_subscription(name) IS
+    'raises unless there is a subscription of that name on this node (or the name is null)';
+
+-- In SQL, since PL/pgSQL wants different names for arguments and result columns.
+CREATE FUNCTION ha.sub_show_status(subscription_name name = NULL)
+    RETURNS TABLE (subscription_name name, status text, provider_node name, provider_dsn text, slot_name name,
+                   replication_sets text[], forward_origins text[])
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT ha.require_subscription($1);
+    SELECT s.subscription_name, t.status, s.provider_node, s.provider_dsn, s.slot_name, s.replication_sets,
+           s.forward_origins
+      FROM ha.subscriptions s JOIN ha.status_subscriptions t ON t.subscription_name = s.subscription_name
+     WHERE $1 IS NULL OR s.subscription_name = $1
+     ORDER BY 1
+$$;
+COMMENT ON FUNCTION ha.sub_show_status(name) IS
+    'one subscription, or all: status is initializing, replicating, disabled, down (the provider cannot be reached) or failed (see last_error in ha.status_subscriptions)';
+
+CREATE FUNCTION ha.wait_for_sync_event(origin_node name, lsn pg_lsn, timeout interval = NULL) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'wait_for_sync_event_wrapper';
+COMMENT ON FUNCTION ha.wait_for_sync_event(name, pg_lsn, interval) IS
+    'waits until everything that the origin committed before the position (as ha.sync_event returned it there) is applied and visible here; true then, false when the timeout passed first';
 
 -- Privileges (keep this last) ---------------------------------------------------------------------------------
 
@@ -318,8 +429,10 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 -- Harmless, and views call it with the rights of whoever reads them.
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
-GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events TO pg_monitor;
-GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor() TO pg_monitor;
+GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
+    ha.status_subscriptions, ha.status_tables TO pg_monitor;
+GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
+    ha.table_states(), ha.sub_show_status(name) TO pg_monitor;
 
 -- What links and catalogs need, and no more. node_exchange hands out connection strings with their passwords:
 -- membership in ha_replication means being trusted as a node.

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod catalog;
+mod decoding;
 mod durable;
 mod network;
 #[allow(unsafe_code)]
@@ -9,3 +10,4 @@ mod postgres;
 mod settings;
 mod shared_state;
 mod sql_api;
+mod workers;

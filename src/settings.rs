@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::time::Duration;
 
+use crate::shared_state::layout;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 static NODE_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -130,7 +131,7 @@ pub(crate) fn register() {
         c"",
         &MAX_SUBSCRIPTIONS,
         1,
-        1023,
+        layout::MAX_SUBSCRIPTIONS as i32,
         GucContext::Postmaster,
         plain,
     );
@@ -140,7 +141,7 @@ pub(crate) fn register() {
         c"Further tables replicate as well; only their counters are missing.",
         &MAX_TRACKED_TABLES,
         16,
-        1_000_000,
+        layout::MAX_TABLES as i32,
         GucContext::Postmaster,
         plain,
     );
@@ -174,4 +175,19 @@ pub(crate) fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+}
+
+/// How long a worker waits before its first retry.
+pub(crate) fn retry_min() -> Duration {
+    Duration::from_millis(RETRY_MIN.get() as u64)
+}
+
+/// The longest wait between two retries.
+pub(crate) fn retry_max() -> Duration {
+    Duration::from_millis(RETRY_MAX.get() as u64)
+}
+
+/// For how many tables counters are kept.
+pub(crate) fn max_tracked_tables() -> usize {
+    usize::try_from(MAX_TRACKED_TABLES.get()).unwrap_or_default()
 }

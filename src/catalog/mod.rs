@@ -4,6 +4,8 @@
 //! node holds nothing that the other one could wait for.
 
 pub(crate) mod nodes;
+pub(crate) mod origins;
+pub(crate) mod plan;
 pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;

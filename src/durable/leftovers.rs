@@ -2,7 +2,7 @@
 //!
 //! Noted before anything is done on the provider, taken out once the subscription is committed or what was done is
 //! undone. So a server that dies in between, or a provider that does not answer, leaves a note instead of a slot that
-//! nobody knows of; the supervisor works the notes off (`network::leftovers`). The connection strings in it have
+//! nobody knows of; the cleaner works the notes off (`network::leftovers`). The connection strings in it have
 //! their passwords, as the catalog's have: the file is readable by the server's own user alone.
 
 use std::path::PathBuf;
@@ -95,7 +95,12 @@ pub(crate) fn try_slot_later(dsn: &str, slot: &str) {
     }));
 }
 
-/// There is nothing left to undo.
+/// Whether there is nothing to undo.
+pub(crate) fn is_empty() -> bool {
+    read().is_empty()
+}
+
+/// This has been undone.
 pub(crate) fn done(dsn: &str, slot: &str) {
     log(change(|notes| {
         notes.retain(|note| note.dsn != dsn || note.slot != slot)

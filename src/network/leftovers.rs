@@ -10,9 +10,8 @@ use crate::postgres::libpq::Patience;
 use crate::settings;
 
 /// Works off the notes of [`durable::leftovers`](crate::durable::leftovers); `slots_in_use` are the slots of the
-/// subscriptions that exist. Returns how many notes remain for a later try. For the supervisor, at its start and
-/// from time to time, outside of a transaction: each note takes a few times `ha.connect_timeout` at worst.
-#[allow(dead_code, reason = "called by the supervisor")]
+/// subscriptions that exist. Returns how many notes remain for a later try. For the cleaner, outside of a
+/// transaction: each note takes a few times `ha.connect_timeout` at worst.
 pub(crate) fn clean_up(slots_in_use: &[String]) -> usize {
     leftovers::forget_used(slots_in_use);
     let due = leftovers::due(slots_in_use);

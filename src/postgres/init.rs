@@ -4,7 +4,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode;
 
 use super::error::Report;
-use super::{drop_guard, server, xact};
+use super::{drop_guard, server, shmem, worker, xact};
 use crate::settings;
 
 /// Called by the server once per process that loads the library (under fork, once in the postmaster).
@@ -25,5 +25,7 @@ extern "C-unwind" fn _PG_init() {
     settings::register();
     xact::register();
     drop_guard::register();
+    shmem::install();
+    worker::register_supervisor();
     server::reserve_setting_prefix();
 }

@@ -167,7 +167,10 @@ pub struct SeenVersions {
 impl SeenVersions {
     /// `since`: when the subscription was made; what is older counts as seen.
     pub fn new(since: PgTimestamp) -> SeenVersions {
-        SeenVersions { since, newest: HashMap::new() }
+        SeenVersions {
+            since,
+            newest: HashMap::new(),
+        }
     }
 
     /// The writer's node has applied an origin's transactions up to the one that committed at `timestamp`.
@@ -179,7 +182,10 @@ impl SeenVersions {
     /// Whether the writer had seen this version of a row.
     pub fn covers(&self, version: Version) -> bool {
         version.timestamp < self.since
-            || self.newest.get(&version.origin).is_some_and(|newest| version.timestamp <= *newest)
+            || self
+                .newest
+                .get(&version.origin)
+                .is_some_and(|newest| version.timestamp <= *newest)
     }
 }
 
@@ -320,14 +326,29 @@ mod tests {
     #[test]
     fn what_was_seen_is_no_conflict_but_decides_nothing() {
         let remote = version(10, 5);
-        let quiet = |action| Decision { action, conflict: None };
-        assert_eq!(decide(Operation::Update, remote, present(9, 6), |_| true), quiet(Action::Update));
-        assert_eq!(decide(Operation::Delete, remote, present(10, 4), |_| true), quiet(Action::Delete));
+        let quiet = |action| Decision {
+            action,
+            conflict: None,
+        };
+        assert_eq!(
+            decide(Operation::Update, remote, present(9, 6), |_| true),
+            quiet(Action::Update)
+        );
+        assert_eq!(
+            decide(Operation::Delete, remote, present(10, 4), |_| true),
+            quiet(Action::Delete)
+        );
         // A clock that stepped back made the later change the older version: it still loses, and that is reported.
-        let kept = Conflict { kind: ConflictType::UpdateOriginDiffers, resolution: Resolution::KeepLocal };
+        let kept = Conflict {
+            kind: ConflictType::UpdateOriginDiffers,
+            resolution: Resolution::KeepLocal,
+        };
         assert_eq!(
             decide(Operation::Update, remote, present(11, 4), |_| true),
-            Decision { action: Action::Skip, conflict: Some(kept) }
+            Decision {
+                action: Action::Skip,
+                conflict: Some(kept)
+            }
         );
     }
 

@@ -158,7 +158,11 @@ impl<'a> ListItem<'a> for u32 {
 
 impl<'a> ListItem<'a> for Seen {
     fn read(reader: &mut Reader<'a>) -> Result<Seen, Fault> {
-        Ok(Seen { origin: reader.node_id()?, lsn: reader.lsn()?, timestamp: PgTimestamp(reader.i64()?) })
+        Ok(Seen {
+            origin: reader.node_id()?,
+            lsn: reader.lsn()?,
+            timestamp: PgTimestamp(reader.i64()?),
+        })
     }
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {

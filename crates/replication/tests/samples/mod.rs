@@ -69,8 +69,16 @@ fn hello(encoder: &mut Encoder) -> Result<(), EncodeError> {
 
 fn small_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
     encoder.begin(&begin(&[
-        Seen { origin: NodeId::MIN, lsn: Lsn(0x2A), timestamp: PgTimestamp(1) },
-        Seen { origin: NodeId::MAX, lsn: Lsn(u64::MAX), timestamp: PgTimestamp(i64::MIN) },
+        Seen {
+            origin: NodeId::MIN,
+            lsn: Lsn(0x2A),
+            timestamp: PgTimestamp(1),
+        },
+        Seen {
+            origin: NodeId::MAX,
+            lsn: Lsn(u64::MAX),
+            timestamp: PgTimestamp(i64::MIN),
+        },
     ]))?;
     let columns = [
         column("id", 23, "int4", RelationColumn::KEY),
