@@ -79,6 +79,13 @@ pub(crate) fn on_interrupt() -> Result<()> {
     .context("cannot install a signal handler")
 }
 
+/// Whatever the main thread met after an interruption is its echo: leave the end to the handler.
+pub(crate) fn finish_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        sleep(Duration::from_millis(100));
+    }
+}
+
 fn pay(debt: &Debt) {
     match debt {
         Debt::Group(leader) => end_group(*leader),

@@ -7,6 +7,11 @@ pub(crate) fn is_terminal() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// Progress goes to standard error, so that what a command answers can be captured.
+fn progress_is_drawn() -> bool {
+    is_terminal() && std::io::stderr().is_terminal()
+}
+
 fn coloured(code: &str, text: &str) -> String {
     if is_terminal() && std::env::var_os("NO_COLOR").is_none() {
         format!("\x1b[{code}m{text}\x1b[0m")
@@ -54,7 +59,7 @@ impl Step {
     }
 
     pub(crate) fn progress(&mut self, detail: &str) {
-        let every = if is_terminal() {
+        let every = if progress_is_drawn() {
             Duration::from_millis(100)
         } else {
             Duration::from_secs(15)
@@ -64,12 +69,12 @@ impl Step {
         }
         let first = self.drawn.is_none();
         self.drawn = Some(Instant::now());
-        if is_terminal() {
+        if progress_is_drawn() {
             let line = format!("  {} {}", self.title, detail);
-            print!("\r\x1b[K{}", clipped(&line, 100));
-            let _ = std::io::stdout().flush();
+            eprint!("\r\x1b[K{}", clipped(&line, 100));
+            let _ = std::io::stderr().flush();
         } else if !first {
-            println!("  {}: {:.0} s {detail}", self.title, self.seconds());
+            eprintln!("  {}: {:.0} s {detail}", self.title, self.seconds());
         }
     }
 
@@ -77,12 +82,19 @@ impl Step {
         self.started.elapsed().as_secs_f64()
     }
 
+    /// Ends without a word: the caller has its own.
+    pub(crate) fn erase(self) {
+        if progress_is_drawn() {
+            eprint!("\r\x1b[K");
+        }
+    }
+
     pub(crate) fn done(self, detail: &str) {
         self.end(&green("✓"), detail);
     }
 
     pub(crate) fn end(self, mark: &str, detail: &str) {
-        let start = if is_terminal() { "\r\x1b[K" } else { "" };
+        let start = if progress_is_drawn() { "\r\x1b[K" } else { "" };
         let detail = if detail.is_empty() {
             String::new()
         } else {

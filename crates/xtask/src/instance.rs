@@ -143,19 +143,6 @@ impl Instance {
             .context(format!("server {} found no free port", self.name)))
     }
 
-    pub(crate) fn stop(&mut self) -> Result<()> {
-        if let Some(owed) = self.running.take() {
-            process::answer(
-                self.user
-                    .command(self.prefix.program("pg_ctl"))
-                    .args(["stop", "--wait", "--timeout=60", "--silent", "--mode=fast", "-D"])
-                    .arg(&self.data),
-            )?;
-            owed.forgive();
-        }
-        Ok(())
-    }
-
     /// Leaves the server running after us.
     pub(crate) fn keep(mut self) {
         if let Some(owed) = self.running.take() {

@@ -1,7 +1,6 @@
 //! The project's own tool, reached through the aliases in `.cargo/config.toml`. It builds in seconds, without
 //! pgrx or PostgreSQL, because it is what installs them.
 #![forbid(unsafe_code)]
-#![allow(dead_code)]
 // A command-line tool: its output is its purpose.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -36,7 +35,9 @@ usage: cargo demo         [--pg N] [--keep] [--seconds S]   a three-node cluster
        cargo xtask prerequisites                            install what is missing";
 
 fn main() -> ExitCode {
-    match run() {
+    let result = run();
+    cleanup::finish_if_interrupted();
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

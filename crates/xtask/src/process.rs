@@ -131,6 +131,12 @@ pub(crate) fn logged(
     let deadline = Instant::now() + limit;
     let mut ended = None;
     loop {
+        if ended.is_none() && Instant::now() > deadline {
+            writeln!(file, "[ended after {} s]", limit.as_secs())?;
+            drop(owed);
+            child.wait()?;
+            bail!("{name} did not end within {} s", limit.as_secs());
+        }
         match lines.recv_timeout(Duration::from_millis(200)) {
             Ok(line) => {
                 writeln!(file, "{line}")?;
@@ -144,12 +150,6 @@ pub(crate) fn logged(
                     break;
                 }
                 ended = child.try_wait()?;
-                if Instant::now() > deadline {
-                    writeln!(file, "[ended after {} s]", limit.as_secs())?;
-                    drop(owed);
-                    child.wait()?;
-                    bail!("{name} did not end within {} s", limit.as_secs());
-                }
             }
         }
     }

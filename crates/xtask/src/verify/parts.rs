@@ -155,9 +155,7 @@ impl Run {
             }
             step.progress(line.unwrap_or_default());
         })?;
-        if console::is_terminal() {
-            print!("\r\x1b[K");
-        }
+        step.erase();
         if succeeded && tally.failed == 0 {
             return Ok(Verdict::Passed(tally));
         }

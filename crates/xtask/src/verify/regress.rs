@@ -90,9 +90,7 @@ pub(crate) fn run(prefix: &Prefix, run: &Path, only: Option<&str>, accept: bool)
         }
     }
     drop(current);
-    if crate::console::is_terminal() {
-        print!("\r\x1b[K");
-    }
+    step.erase();
     if failures.is_empty() {
         if servers > 1 {
             tally.note = format!("{servers} servers");
