@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::cpu::Meter;
+use super::session::Session;
 use super::{Measure, ROWS_PER_TRANSACTION};
 use crate::console::Step;
 use crate::instance::Instance;
@@ -144,7 +145,10 @@ impl Contender {
         self.enable(false)?;
         self.wait_for_stream(false)?;
         let clients = 4;
-        process::answer(self.provider.client("pgbench").args([
+        let mut pgbench = self.provider.client("pgbench");
+        // Only to have it sooner: what lands in the WAL is the same.
+        pgbench.env("PGOPTIONS", "-c synchronous_commit=off");
+        process::answer(pgbench.args([
             "-n",
             "-M",
             "prepared",
@@ -161,19 +165,14 @@ impl Contender {
             server.sql(DATABASE, "CHECKPOINT")?;
         }
         step.progress("draining");
+        let mut session = Session::open(&self.subscriber, DATABASE)?;
         let meter = Meter::start(&self.workers()?);
         let started = Instant::now();
         self.enable(true)?;
-        // Asked inside the server: starting a psql every few milliseconds would be measured too.
-        let question = format!(
-            "DO $$ BEGIN \
-               WHILE NOT EXISTS (SELECT FROM bench_marker WHERE round = {round}) LOOP PERFORM pg_sleep(0.01); END LOOP; \
-             END $$"
-        );
-        self.subscriber
-            .sql(
-                DATABASE,
-                &format!("SET statement_timeout = '{}s'; {question}", limit.as_secs()),
+        session
+            .wait_for(
+                &format!("SELECT EXISTS (SELECT FROM bench_marker WHERE round = {round})"),
+                limit,
             )
             .context("the backlog did not drain")?;
         let seconds = started.elapsed().as_secs_f64();

@@ -5,6 +5,7 @@
 mod contender;
 mod cpu;
 mod report;
+mod session;
 
 use std::time::Duration;
 
