@@ -79,6 +79,12 @@ pub(crate) fn on_interrupt() -> Result<()> {
     .context("cannot install a signal handler")
 }
 
+/// Nothing is started any more once the handler is at work.
+pub(crate) fn refuse_if_interrupted() -> Result<()> {
+    anyhow::ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
+    Ok(())
+}
+
 /// Whatever the main thread met after an interruption is its echo: leave the end to the handler.
 pub(crate) fn finish_if_interrupted() {
     while INTERRUPTED.load(Ordering::SeqCst) {

@@ -99,6 +99,7 @@ pub(crate) fn logged(
     limit: Duration,
     on_line: &mut dyn FnMut(Option<&str>),
 ) -> Result<bool> {
+    cleanup::refuse_if_interrupted()?;
     let name = described(&command);
     let mut file = File::options()
         .create(true)
