@@ -110,6 +110,11 @@ pub(crate) fn stage(server: &Server, release: bool) -> Result<Prefix> {
 pub(crate) fn private_copy(server: &Server, library: &Path, root: &Path) -> Result<Prefix> {
     let prefix = server::copy_to(server, root)?;
     install(&prefix.program("pg_config"), library)?;
+    // Whatever the layout of the build, the library is found where Debian has it.
+    let usual = root.join(format!("lib/postgresql/{}/lib/pg_ha.so", server.major));
+    if !usual.exists() {
+        std::os::unix::fs::symlink("postgresql/pg_ha.so", &usual)?;
+    }
     Ok(prefix)
 }
 

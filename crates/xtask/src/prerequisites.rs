@@ -13,8 +13,8 @@ use crate::{layout, process};
 /// To build the extension: pgrx generates its bindings with libclang from the server's headers.
 const BUILD: &[&str] = &["clang", "libclang-dev", "pkg-config", "libssl-dev", "libpq-dev"];
 
-/// The cluster scenarios cut networks and bend clocks.
-const SCENARIOS: &[&str] = &["iproute2", "iptables", "nftables", "faketime"];
+/// The cluster scenarios cut networks, bend clocks and make certificates.
+const SCENARIOS: &[&str] = &["iproute2", "iptables", "nftables", "faketime", "openssl"];
 
 /// To run servers of another Debian release with that release's own C library.
 pub(crate) const OTHER_RELEASE: &[&str] = &["patchelf"];

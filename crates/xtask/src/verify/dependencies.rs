@@ -2,6 +2,7 @@
 //! format, so that cargo-deny can be run on it too; reading it here spares a fresh machine several minutes of
 //! building cargo-deny. Advisories need a database from the network and are left to cargo-deny.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -15,13 +16,21 @@ struct Policy {
     licences: Vec<String>,
     /// (crate, licence)
     exceptions: Vec<(String, String)>,
-    /// (crate, why)
-    banned: Vec<(String, String)>,
+    banned: Vec<Ban>,
     sources: Vec<String>,
+}
+
+struct Ban {
+    name: String,
+    reason: String,
+    /// Crates that may depend on it all the same.
+    wrappers: Vec<String>,
 }
 
 struct Dependency {
     name: String,
+    /// Who depends on it directly.
+    dependents: Vec<String>,
     version: String,
     licence: Option<String>,
     source: Option<String>,
@@ -61,23 +70,40 @@ fn resolve(repository: &Path) -> Result<Vec<Dependency>> {
             .current_dir(repository),
     )?;
     let metadata: Value = serde_json::from_str(&text)?;
-    let used: Vec<&str> = metadata["resolve"]["nodes"]
+    let nodes = metadata["resolve"]["nodes"]
         .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|node| node["id"].as_str())
-        .collect();
+        .context("cargo metadata resolves nothing")?;
     let packages = metadata["packages"]
         .as_array()
         .context("cargo metadata names no packages")?;
+    let names: BTreeMap<&str, &str> = packages
+        .iter()
+        .filter_map(|package| Some((package["id"].as_str()?, package["name"].as_str()?)))
+        .collect();
+    let mut dependents: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for node in nodes {
+        let id = node["id"].as_str().unwrap_or_default();
+        dependents.entry(id).or_default();
+        for dependency in node["dependencies"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+        {
+            let name = names.get(id).copied().unwrap_or_default();
+            dependents.entry(dependency).or_default().push(name.to_owned());
+        }
+    }
     Ok(packages
         .iter()
-        .filter(|package| package["id"].as_str().is_some_and(|id| used.contains(&id)))
-        .map(|package| Dependency {
-            name: package["name"].as_str().unwrap_or_default().to_owned(),
-            version: package["version"].as_str().unwrap_or_default().to_owned(),
-            licence: package["license"].as_str().map(str::to_owned),
-            source: package["source"].as_str().map(str::to_owned),
+        .filter_map(|package| {
+            Some(Dependency {
+                name: package["name"].as_str()?.to_owned(),
+                dependents: dependents.get(package["id"].as_str()?)?.clone(),
+                version: package["version"].as_str().unwrap_or_default().to_owned(),
+                licence: package["license"].as_str().map(str::to_owned),
+                source: package["source"].as_str().map(str::to_owned),
+            })
         })
         .collect())
 }
@@ -117,7 +143,18 @@ impl Policy {
             .collect();
         let banned = list("bans", "deny")
             .iter()
-            .filter_map(|ban| Some((text_of(ban, "crate")?, text_of(ban, "reason").unwrap_or_default())))
+            .filter_map(|ban| {
+                let wrappers = ban.get("wrappers").and_then(toml::Value::as_array);
+                Some(Ban {
+                    name: text_of(ban, "crate")?,
+                    reason: text_of(ban, "reason").unwrap_or_default(),
+                    wrappers: wrappers
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|name| name.as_str().map(str::to_owned))
+                        .collect(),
+                })
+            })
             .collect();
         Ok(Self {
             licences: strings("licenses", "allow"),
@@ -130,6 +167,7 @@ impl Policy {
     fn judge(&self, dependency: &Dependency) -> Vec<String> {
         let Dependency {
             name,
+            dependents,
             version,
             licence,
             source,
@@ -146,8 +184,16 @@ impl Policy {
                 "{name} {version}: comes from {source}, which deny.toml does not list"
             ));
         }
-        if let Some((_, reason)) = self.banned.iter().find(|(banned, _)| banned == name) {
-            found.push(format!("{name} {version}: banned: {reason}"));
+        if let Some(ban) = self.banned.iter().find(|ban| ban.name == *name) {
+            for dependent in dependents
+                .iter()
+                .filter(|dependent| !ban.wrappers.contains(dependent))
+            {
+                found.push(format!(
+                    "{name} {version}: banned, but {dependent} depends on it: {}",
+                    ban.reason
+                ));
+            }
         }
         let allowed = |id: &str| {
             self.licences.iter().any(|licence| licence == id)
@@ -251,24 +297,31 @@ mod tests {
     fn policy_is_read_and_applied() {
         let policy = Policy::read(
             "[licenses]\nallow = [\"MIT\"]\nexceptions = [{ crate = \"odd\", allow = [\"Zlib\"] }]\n\
-             [bans]\ndeny = [{ crate = \"openssl\", reason = \"two TLS libraries in one process\" }]\n\
+             [bans]\ndeny = [{ crate = \"openssl\", reason = \"two TLS libraries in one process\", \
+             wrappers = [\"tester\"] }]\n\
              [sources]\nallow-registry = [\"https://index\"]\n",
         )
         .unwrap();
-        let judged = |name: &str, licence: &str, source: &str| {
+        let judged_under = |dependent: &str, name: &str, licence: &str, source: &str| {
             policy
                 .judge(&Dependency {
                     name: name.to_owned(),
+                    dependents: vec![dependent.to_owned()],
                     version: "1.0.0".to_owned(),
                     licence: Some(licence.to_owned()),
                     source: Some(source.to_owned()),
                 })
                 .len()
         };
+        let judged = |name, licence, source| judged_under("pg_ha", name, licence, source);
         assert_eq!(judged("good", "MIT", "registry+https://index"), 0);
         assert_eq!(judged("odd", "Zlib", "registry+https://index"), 0);
         assert_eq!(judged("good", "Zlib", "registry+https://index"), 1);
         assert_eq!(judged("openssl", "MIT", "registry+https://index"), 1);
+        assert_eq!(
+            judged_under("tester", "openssl", "MIT", "registry+https://index"),
+            0
+        );
         assert_eq!(judged("good", "MIT", "git+https://elsewhere"), 1);
     }
 }

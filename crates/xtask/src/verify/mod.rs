@@ -19,6 +19,8 @@ use parts::Run;
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
+    /// Tests that could not run, each with its reason.
+    pub(crate) skipped: Vec<String>,
     pub(crate) note: String,
 }
 

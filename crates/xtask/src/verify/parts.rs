@@ -258,7 +258,13 @@ impl Run {
         let verdict = self.logged(&format!("scenarios-pg{major}"), command, Counting::Scenarios)?;
         Ok(match verdict {
             Verdict::Passed(tally) if tally.passed == 0 => {
-                Verdict::Failed(tally, "the runner reported no scenario at all".to_owned())
+                let skipped = tally.skipped.join("\n");
+                Verdict::Failed(tally, format!("no scenario ran\n{skipped}"))
+            }
+            // What could not run is not verified.
+            Verdict::Passed(tally) if !tally.skipped.is_empty() && !major.optional() => {
+                let skipped = tally.skipped.join("\n");
+                Verdict::Failed(tally, format!("these scenarios could not run:\n{skipped}"))
             }
             other => other,
         })
@@ -299,6 +305,9 @@ impl Counting {
             }
             Self::Scenarios if line.starts_with("ok ") => tally.passed += 1,
             Self::Scenarios if line.starts_with("FAILED ") => tally.failed += 1,
+            Self::Scenarios if line.starts_with("skipped ") => {
+                tally.skipped.push(line.trim_start_matches("skipped ").to_owned());
+            }
             Self::Scenarios => {}
         }
     }
@@ -339,5 +348,6 @@ mod tests {
             Counting::Scenarios.count(line, &mut tally);
         }
         assert_eq!((tally.passed, tally.failed), (13, 4));
+        assert_eq!(tally.skipped, ["thaw: needs root"]);
     }
 }

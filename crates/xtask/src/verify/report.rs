@@ -39,6 +39,10 @@ pub(crate) fn print(lines: &[Line]) -> bool {
                 impossible.push((named(line), why.clone(), fails));
             }
         }
+        for skipped in &tally.skipped {
+            let accepted = matches!(line.verdict, Verdict::Passed(_));
+            impossible.push((named(line), skipped.clone(), !accepted));
+        }
         passed += tally.passed;
         failed += tally.failed;
         let mut note = Vec::new();
