@@ -21,6 +21,7 @@ const PURE_MAY_USE: &[&str] = &[
     "serde",
     "serde_json",
     "bytes",
+    "crc32fast",
     "raft",
     "postgres-protocol",
     "smallvec",

@@ -341,6 +341,7 @@ mod tests {
         );
         assert_eq!((tally.passed, tally.failed), (12, 3));
         for line in [
+            "skipped thaw: needs root",
             "ok walkthrough 12.3s",
             "FAILED slot_lost after 3s",
             "3 passed, 1 failed",
