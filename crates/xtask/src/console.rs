@@ -100,7 +100,7 @@ impl Step {
         } else {
             format!(": {detail}")
         };
-        println!(
+        say!(
             "{start}{mark} {}{detail} {}",
             self.title,
             dim(&format!("({:.1} s)", self.seconds()))

@@ -124,7 +124,7 @@ pub(crate) fn install_into_system(server: &Server, release: bool) -> Result<()> 
     }
     let library = build(server, release)?;
     install(&server.pg_config, &library)?;
-    println!(
+    say!(
         "installed. Add to postgresql.conf:\n\n  shared_preload_libraries = 'pg_ha'\n  wal_level = logical\n  \
          track_commit_timestamp = on\n\nrestart the server, and in your database: CREATE EXTENSION pg_ha;"
     );

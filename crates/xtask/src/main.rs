@@ -4,6 +4,14 @@
 // A command-line tool: its output is its purpose.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+/// A line on standard output. Unlike `println!` it does not panic when nobody reads any more.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    }};
+}
+
 mod arguments;
 mod bench;
 mod cleanup;
@@ -66,7 +74,7 @@ fn run() -> Result<bool> {
         "stage" => {
             let server = server::prepare(server::chosen(&arguments)?)?;
             let prefix = extension::stage(&server, arguments.release)?;
-            println!("{}", prefix.root.display());
+            say!("{}", prefix.root.display());
             Ok(true)
         }
         "install" => {
@@ -76,7 +84,7 @@ fn run() -> Result<bool> {
         }
         "prerequisites" => prerequisites::ensure(server::chosen(&arguments)?).map(|()| true),
         "" | "help" | "--help" | "-h" => {
-            println!("{USAGE}");
+            say!("{USAGE}");
             Ok(true)
         }
         other => bail!("there is no command {other:?}\n{USAGE}"),

@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Vec::new(),
         ));
     }
-    println!(
+    say!(
         "{}",
         bold(&format!(
             "drain of {transactions} TPC-B transactions, {rounds} rounds in turn"
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for round in 1..=rounds {
         for (contender, measures) in &mut contenders {
             let measure = contender.drain(round, transactions, Duration::from_secs(900))?;
-            println!(
+            say!(
                 "  round {round}  {:7} {:>8.0} rows/s   sender {:5.2} us/row   applier {:5.2} us/row",
                 contender.kind.name(),
                 measure.rows_per_second(),
@@ -94,15 +94,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .map(|(contender, measures)| (contender.kind, measures))
         .collect();
     let (header, rows) = report::table(&results);
-    println!();
+    say!("");
     for line in console::table(&header, &rows, &[1, 2, 3, 4]) {
-        println!("{line}");
+        say!("{line}");
     }
     let machine = report::machine(&server.version)?;
-    println!("\n{machine}");
+    say!("\n{machine}");
     if arguments.write {
         let path = report::write(&header, &rows, &machine, rounds, transactions)?;
-        println!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     Ok(())
 }

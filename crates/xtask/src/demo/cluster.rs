@@ -135,7 +135,7 @@ impl Cluster {
         }
         step.done("SELECT * FROM ha.repset_add_tables('default', 'pgbench_*')");
         for line in answer.lines() {
-            println!("    {line}");
+            say!("    {line}");
         }
         Ok(())
     }

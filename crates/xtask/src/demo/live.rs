@@ -60,13 +60,13 @@ pub(super) fn watch(cluster: &Cluster, length: Duration) -> Result<()> {
                 print!("\x1b[{drawn}A");
             }
             for line in &lines {
-                println!("\x1b[K  {line}");
+                say!("\x1b[K  {line}");
             }
             drawn = lines.len();
             std::io::stdout().flush()?;
         } else {
             let parts: Vec<String> = rows.iter().map(|row| plain(row)).collect();
-            println!(
+            say!(
                 "  {:3.0} s  {}",
                 started.elapsed().as_secs_f64(),
                 parts.join("; ")

@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             running.display()
         );
     }
-    println!(
+    say!(
         "{}",
         bold("pg_ha: three PostgreSQL servers, all taking writes, one content")
     );
@@ -51,20 +51,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             logs.display()
         )));
     }
-    println!();
+    say!("");
     if arguments.keep {
         look_around(&cluster);
         let state = state::remember(&directory.path, &cluster)?;
         cluster.keep();
         let kept = directory.keep();
-        println!(
+        say!(
             "\nThe cluster stays, in {}. `cargo demo down` removes it.",
             kept.display()
         );
         // From here on the file is the only way back to it.
         debug_assert!(state.exists());
     } else {
-        println!(
+        say!(
             "Servers stopped, everything removed. {} keeps the cluster to look around.",
             bold("cargo demo --keep")
         );
@@ -78,14 +78,14 @@ fn tour(cluster: &Cluster, length: Duration) -> Result<()> {
     cluster.replicate_tables()?;
     cluster.subscribe()?;
 
-    println!(
+    say!(
         "\n{}",
         bold(&format!(
             "Writers on all three nodes for {} seconds",
             length.as_secs()
         ))
     );
-    println!(
+    say!(
         "{}",
         dim("each one pgbench's TPC-B, on branches of its own; every row goes to the two others")
     );
@@ -93,25 +93,25 @@ fn tour(cluster: &Cluster, length: Duration) -> Result<()> {
 
     cluster.wait_until_applied()?;
     let agreed = cluster.compare()?;
-    println!();
+    say!("");
     for line in agreed {
-        println!("  {line}");
+        say!("  {line}");
     }
-    println!("\n{}", green(&bold("Four tables, three nodes, one content.")));
+    say!("\n{}", green(&bold("Four tables, three nodes, one content.")));
     Ok(())
 }
 
 fn look_around(cluster: &Cluster) {
-    println!("{}", bold("Look around:"));
+    say!("{}", bold("Look around:"));
     let program = cluster.psql();
     for node in cluster.nodes() {
-        println!(
+        say!(
             "  {program} -p {} demo    {}",
             node.port,
             dim(&format!("# {}", node.name))
         );
     }
-    println!("\n{}", bold("and there:"));
+    say!("\n{}", bold("and there:"));
     for (sql, what) in [
         ("SELECT * FROM ha.status;", "the nodes as this one sees them"),
         (
@@ -128,9 +128,9 @@ fn look_around(cluster: &Cluster) {
             "change a row, and read it elsewhere",
         ),
     ] {
-        println!("  {sql:62} {}", dim(what));
+        say!("  {sql:62} {}", dim(what));
     }
     if !console::is_terminal() {
-        println!();
+        say!("");
     }
 }

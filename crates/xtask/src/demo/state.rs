@@ -59,11 +59,11 @@ pub(super) fn running() -> Result<Option<PathBuf>> {
 
 pub(super) fn down() -> Result<()> {
     let Some((directory, servers)) = read()? else {
-        println!("no demo cluster is running");
+        say!("no demo cluster is running");
         return Ok(());
     };
     remove(&directory, &servers)?;
-    println!("demo cluster removed");
+    say!("demo cluster removed");
     Ok(())
 }
 

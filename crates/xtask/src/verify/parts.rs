@@ -93,7 +93,7 @@ impl Run {
         };
         let named = report::named(&line);
         let time = console::dim(&format!("{seconds:.1} s"));
-        println!(
+        say!(
             "{mark} {named} {time}{}{text}",
             if text.is_empty() || text.starts_with('\n') {
                 ""

@@ -64,7 +64,7 @@ pub(crate) fn print(lines: &[Line]) -> bool {
             note.join(", "),
         ]);
     }
-    println!();
+    say!("");
     for (index, text) in console::table(&["part", "PostgreSQL", "result", "seconds", ""], &rows, &[3])
         .iter()
         .enumerate()
@@ -74,18 +74,18 @@ pub(crate) fn print(lines: &[Line]) -> bool {
             _ if text.contains("FAILED") => console::red(text),
             _ => text.clone(),
         };
-        println!("{text}");
+        say!("{text}");
     }
     if !impossible.is_empty() {
-        println!("\ncould not run:");
+        say!("\ncould not run:");
         for (name, why, fails) in &impossible {
             let weight = if *fails { "" } else { " (accepted)" };
-            println!("  {name}{weight}: {}", why.replace('\n', "\n    "));
+            say!("  {name}{weight}: {}", why.replace('\n', "\n    "));
         }
     }
     let seconds: f64 = lines.iter().map(|line| line.seconds).sum();
-    println!("\n{:.0} s in all", seconds);
-    println!("{passed} passed, {failed} failed");
+    say!("\n{:.0} s in all", seconds);
+    say!("{passed} passed, {failed} failed");
     failed == 0
 }
 
