@@ -111,7 +111,7 @@ fn pay(debt: &Debt) {
 /// Asks first, so that what the group started is cleaned up by those who started it.
 fn end_group(leader: i32) {
     let group = Pid::from_raw(leader);
-    for (signal, patience) in [(Signal::SIGINT, 8), (Signal::SIGTERM, 2), (Signal::SIGKILL, 1)] {
+    for (signal, patience) in [(Signal::SIGINT, 20), (Signal::SIGTERM, 2), (Signal::SIGKILL, 1)] {
         if killpg(group, signal).is_err() {
             return;
         }

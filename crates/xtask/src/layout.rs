@@ -81,6 +81,7 @@ pub(crate) struct RunDirectory {
 
 impl RunDirectory {
     pub(crate) fn create(purpose: &str, user: &ServerUser) -> Result<Self> {
+        remove_abandoned(purpose);
         // Short: a Unix socket's path has room for about a hundred bytes.
         let path = std::env::temp_dir().join(format!("pg_ha-{purpose}-{}", std::process::id()));
         if path.exists() {
@@ -99,5 +100,29 @@ impl RunDirectory {
     pub(crate) fn keep(self) -> PathBuf {
         self.owed.forgive();
         self.path
+    }
+}
+
+/// Removes what runs left behind that were killed and could not clean up. A demo's directory may be kept on
+/// purpose and is looked after by its state file.
+fn remove_abandoned(purpose: &str) {
+    let start = format!("pg_ha-{purpose}-");
+    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for directory in entries.map(|entry| entry.path()).filter(|_| purpose != "demo") {
+        let name = directory
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let Some(Ok(owner)) = name.strip_prefix(&start).map(str::parse::<u32>) else {
+            continue;
+        };
+        if Path::new(&format!("/proc/{owner}")).exists() {
+            continue;
+        }
+        for data in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            cleanup::stop_server(&data.path());
+        }
+        let _ = fs::remove_dir_all(&directory);
     }
 }

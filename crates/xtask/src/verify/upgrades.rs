@@ -123,6 +123,10 @@ fn is_date(text: &str) -> bool {
 /// Compares the scripts that lead to a version with what they were in the commit that dated it.
 fn unchanged(repository: &Path, scripts: &[String], version: &str, heading: &str) -> Result<Vec<String>> {
     let git = |words: &[&str]| process::answer(Command::new("git").args(words).current_dir(repository));
+    if git(&["rev-parse", "--verify", "--quiet", "HEAD"]).is_err() {
+        // An unpacked archive: nothing to compare with.
+        return Ok(Vec::new());
+    }
     let pick = format!("-S{heading}");
     let commits = git(&["log", "--reverse", "--format=%H", &pick, "--", "CHANGELOG.md"])?;
     // Not committed yet: this is the commit that will date it.
