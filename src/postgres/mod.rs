@@ -2,4 +2,64 @@
 
 ::pgrx::pg_module_magic!(name, version);
 
+pub(crate) mod apply;
+pub(crate) mod drop_guard;
 mod entry;
+mod entry_status;
+pub(crate) mod error;
+mod init;
+pub(crate) mod invalidation;
+pub(crate) mod latch;
+pub(crate) mod libpq;
+pub(crate) mod name;
+pub(crate) mod origin;
+mod output_plugin;
+pub(crate) mod queue;
+pub(crate) mod server;
+pub(crate) mod shmem;
+pub(crate) mod values;
+pub(crate) mod version;
+pub(crate) mod walreceiver;
+pub(crate) mod worker;
+pub(crate) mod xact;
+
+use pgrx::pg_sys;
+
+/// The time of day as PostgreSQL counts it: microseconds since 2000-01-01 UTC.
+pub(crate) fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// The end of the WAL that is durable on this server.
+pub(crate) fn flushed_wal() -> u64 {
+    // SAFETY: reads shared memory; not during recovery.
+    unsafe { pg_sys::GetFlushRecPtr(core::ptr::null_mut()) }
+}
+
+/// The end of the WAL as this server has it: written on a primary, replayed on a standby.
+pub(crate) fn current_wal() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe {
+        if pg_sys::RecoveryInProgress() {
+            pg_sys::GetXLogReplayRecPtr(core::ptr::null_mut())
+        } else {
+            pg_sys::GetXLogWriteRecPtr()
+        }
+    }
+}
+
+/// The timeline that this server writes or replays.
+pub(crate) fn timeline() -> Option<i32> {
+    // SAFETY: reads shared memory.
+    let timeline = unsafe {
+        if pg_sys::RecoveryInProgress() {
+            let mut timeline = 0;
+            pg_sys::GetXLogReplayRecPtr(&mut timeline);
+            timeline
+        } else {
+            pg_sys::GetWALInsertionTimeLine()
+        }
+    };
+    i32::try_from(timeline).ok()
+}

@@ -1,1 +1,12 @@
+//! The change stream between groups, as pure rules: its binary form, the order of its messages, what the two ends
+//! agree on, who wins a conflict, what may be reported as flushed, and name patterns.
+//!
+//! Nothing here knows PostgreSQL, sockets or clocks, and nothing here panics on any input.
 #![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod conflict;
+pub mod options;
+pub mod pattern;
+pub mod progress;
+pub mod stream;

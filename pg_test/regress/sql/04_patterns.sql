@@ -1,0 +1,43 @@
+-- Many tables at once, by psql's patterns.
+CREATE EXTENSION pg_ha;
+CREATE TABLE pgbench_accounts (aid int PRIMARY KEY);
+CREATE TABLE pgbench_branches (bid int PRIMARY KEY);
+CREATE TABLE pgbench_history (bid int);
+CREATE TABLE other (id int PRIMARY KEY);
+CREATE SCHEMA shop;
+CREATE TABLE shop.pgbench_tellers (id int PRIMARY KEY);
+CREATE TABLE shop.other (id int PRIMARY KEY);
+CREATE UNLOGGED TABLE shop.scratch (id int PRIMARY KEY);
+CREATE TABLE shop.parted (id int PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE shop.parted_1 PARTITION OF shop.parted FOR VALUES FROM (1) TO (10);
+CREATE VIEW shop.a_view AS SELECT 1;
+CREATE TABLE "Mixed" (id int PRIMARY KEY);
+SELECT * FROM ha.repset_add_tables('default', 'pgbench_*');
+SELECT * FROM ha.repset_add_tables('default', 'pgbench_*');
+SELECT * FROM ha.repset_add_tables('default', 'shop.*');
+SELECT * FROM ha.repset_add_tables('default', '"Mixed"');
+SET search_path = shop, public;
+SELECT * FROM ha.repset_add_tables('ddl_sql', 'other');
+SHOW search_path;
+RESET search_path;
+SELECT * FROM ha.repset_add_tables('default_insert_only', 'pgbench_history');
+SELECT * FROM ha.repset_add_tables('default', 'nope_*');
+SELECT * FROM ha.repset_add_tables('default', 'nope.*');
+SELECT * FROM ha.repset_add_tables('default', 'pg_catalog.pg_class');
+SELECT * FROM ha.repset_add_tables('default', 'a.b.c');
+SELECT * FROM ha.repset_add_tables('default', '"open');
+SELECT * FROM ha.repset_add_tables('default', '(');
+SELECT * FROM ha.repset_add_tables('default', '');
+SELECT * FROM ha.repset_add_tables('default', NULL);
+SELECT * FROM ha.repset_add_tables('nowhere', '*');
+-- by schema
+SELECT ha.repset_create('everything') > 0 AS made;
+SELECT ha.repset_add_all_tables('everything', '{public,shop}');
+SELECT t.relation, s.set_name
+  FROM ha.replication_set_tables t JOIN ha.replication_sets s USING (set_id) ORDER BY s.set_name::text, t.relation::text;
+SELECT ha.repset_add_all_tables('everything', '{public,nowhere}');
+SELECT ha.repset_add_all_tables('everything', '{pg_catalog}');
+SELECT ha.repset_add_all_tables('everything', '{ha}');
+SELECT ha.repset_add_all_tables('everything', '{NULL}');
+SELECT ha.repset_add_all_tables('everything', NULL);
+SELECT ha.repset_add_all_tables('everything', '{public}', synchronize_data => true);

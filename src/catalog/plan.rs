@@ -1,0 +1,81 @@
+//! What the supervisor and the receivers want to know of the catalogs.
+
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::spi::{self, Spi};
+
+/// One row of `ha.node_catalog`.
+pub(crate) struct KnownNode {
+    pub(crate) node_id: i32,
+    pub(crate) node_name: String,
+    pub(crate) group_name: String,
+    pub(crate) region: Option<String>,
+    pub(crate) kind: String,
+    pub(crate) uid: String,
+}
+
+/// One row of `ha.subscription_catalog`, with its provider's name.
+pub(crate) struct PlannedSubscription {
+    pub(crate) id: i32,
+    pub(crate) name: String,
+    pub(crate) provider_node: i32,
+    pub(crate) provider_name: String,
+    pub(crate) dsn: String,
+    pub(crate) slot_name: String,
+    pub(crate) enabled: bool,
+    pub(crate) replication_sets: Vec<String>,
+    pub(crate) forward_origins: Vec<String>,
+    /// When it was made (TimestampTz, microseconds since 2000).
+    pub(crate) created_at: i64,
+}
+
+/// All known nodes, in the order of their ids.
+pub(crate) fn nodes() -> Result<Vec<KnownNode>, spi::Error> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT node_id, node_name::text, group_name::text, region, kind, node_uid::text \
+             FROM ha.node_catalog ORDER BY node_id",
+            None,
+            &[],
+        )?;
+        rows.map(|row| {
+            Ok(KnownNode {
+                node_id: row.get::<i32>(1)?.unwrap_or_default(),
+                node_name: row.get::<String>(2)?.unwrap_or_default(),
+                group_name: row.get::<String>(3)?.unwrap_or_default(),
+                region: row.get::<String>(4)?,
+                kind: row.get::<String>(5)?.unwrap_or_default(),
+                uid: row.get::<String>(6)?.unwrap_or_default(),
+            })
+        })
+        .collect()
+    })
+}
+
+/// All subscriptions, or the one with this id.
+pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>, spi::Error> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT s.subscription_id, s.subscription_name::text, s.provider_node_id, n.node_name::text, \
+                    s.provider_dsn, s.slot_name::text, s.enabled, s.replication_sets, s.forward_origins, s.created_at \
+             FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
+             WHERE $1 IS NULL OR s.subscription_id = $1 ORDER BY 1",
+            None,
+            &[id.into()],
+        )?;
+        rows.map(|row| {
+            Ok(PlannedSubscription {
+                id: row.get::<i32>(1)?.unwrap_or_default(),
+                name: row.get::<String>(2)?.unwrap_or_default(),
+                provider_node: row.get::<i32>(3)?.unwrap_or_default(),
+                provider_name: row.get::<String>(4)?.unwrap_or_default(),
+                dsn: row.get::<String>(5)?.unwrap_or_default(),
+                slot_name: row.get::<String>(6)?.unwrap_or_default(),
+                enabled: row.get::<bool>(7)?.unwrap_or_default(),
+                replication_sets: row.get::<Vec<String>>(8)?.unwrap_or_default(),
+                forward_origins: row.get::<Vec<String>>(9)?.unwrap_or_default(),
+                created_at: row.get::<TimestampWithTimeZone>(10)?.map_or(i64::MIN, i64::from),
+            })
+        })
+        .collect()
+    })
+}

@@ -1,0 +1,390 @@
+//! The output plugin: WAL changes become messages of the replication codec.
+//!
+//! Everything of a transaction is written into one frame as long as it fits, and sent at its commit: a message of the
+//! walsender costs more than the row in it. A transaction of which nothing is wanted costs nothing on the wire.
+
+pub(crate) mod relation;
+
+use std::collections::HashMap;
+
+use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::codec::{
+    self, EncodeError, Encoder, List, OldKind, RelationColumn, ReplicaIdentity, Seen,
+};
+use pg_ha_replication::options::{self, PluginOptions, ProviderVersions};
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+pub(crate) use relation::ColumnForm;
+use relation::Published;
+
+use crate::postgres::server;
+use crate::shared_state;
+
+/// Frames are sent when they pass this size, in bytes; a transaction that fits goes in one.
+const FRAME_LIMIT: usize = 64 * 1024;
+
+/// Prefix of the logical messages that belong to pg_ha; others are applications' own and are not sent.
+pub(crate) const MESSAGE_PREFIX: &str = "pg_ha.";
+
+/// Why streaming cannot start.
+pub(crate) struct Refusal {
+    code: PgSqlErrorCode,
+    message: String,
+    hint: String,
+}
+
+impl Refusal {
+    /// Raises it as an ERROR of the walsender, which the subscriber sees.
+    pub(crate) fn raise(self) -> ! {
+        pgrx::pg_sys::panic::ErrorReport::new(self.code, self.message, "pg_ha")
+            .set_hint(self.hint)
+            .report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// A transaction whose changes are being replayed.
+#[derive(Clone, Copy)]
+pub(crate) struct Transaction {
+    pub(crate) xid: u32,
+    pub(crate) commit_lsn: u64,
+    pub(crate) end_lsn: u64,
+    pub(crate) commit_ts: i64,
+}
+
+/// One START_REPLICATION.
+pub(crate) struct Session {
+    options: PluginOptions,
+    agreed: options::Agreed,
+    node_id: NodeId,
+    node_name: String,
+    converts_text: bool,
+    encoder: Encoder,
+    said_hello: bool,
+    current: Option<Transaction>,
+    began: bool,
+    /// Positions of filtered transactions by PostgreSQL's origin number, met since the last look-up of names: names
+    /// can be read only inside a transaction, which a filtered one does not open.
+    met: HashMap<u16, (u64, i64)>,
+    names: HashMap<u16, Option<NodeId>>,
+    seen: HashMap<NodeId, (u64, i64)>,
+    /// Entries of `seen` that changed since they were last sent.
+    unsent: Vec<NodeId>,
+}
+
+impl Session {
+    /// Reads the options of START_REPLICATION and agrees on a version.
+    pub(crate) fn start(pairs: &[(String, String)], converts_text: bool) -> Result<Session, Refusal> {
+        let refuse = |message: String, hint: &str| Refusal {
+            code: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            message,
+            hint: hint.to_owned(),
+        };
+        let Some(local) = shared_state::local_node() else {
+            return Err(Refusal {
+                code: PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                message: "this server is not a pg_ha node, or its supervisor has not started yet".to_owned(),
+                hint: "Call ha.node_create on it first; ha.doctor() tells what stands in the way.".to_owned(),
+            });
+        };
+        let node_id = NodeId::new(local.node_id).map_err(|_| {
+            refuse(
+                format!("node id {} is out of range", local.node_id),
+                "Run ha.doctor().",
+            )
+        })?;
+        let options = PluginOptions::from_pairs(
+            pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())),
+        )
+        .map_err(|error| {
+            refuse(
+                format!("pg_ha cannot start streaming: {error}"),
+                "The output plugin pg_ha speaks to pg_ha subscriptions only; use ha.sub_create to make one.",
+            )
+        })?;
+        let agreed = options::negotiate(
+            &options,
+            &ProviderVersions::of_this_build(server::version_number()),
+        )
+        .map_err(|error| {
+            refuse(
+                format!(
+                    "pg_ha cannot start streaming to node {}: {error}",
+                    options.node_name
+                ),
+                "Install neighbouring versions of pg_ha on both servers.",
+            )
+        })?;
+        Ok(Session {
+            options,
+            agreed,
+            node_id,
+            node_name: local.node_name.as_str().to_owned(),
+            converts_text,
+            encoder: Encoder::new(),
+            said_hello: false,
+            current: None,
+            began: false,
+            met: HashMap::new(),
+            names: HashMap::new(),
+            seen: HashMap::new(),
+            unsent: Vec::new(),
+        })
+    }
+
+    pub(crate) fn replication_sets(&self) -> &[String] {
+        &self.options.replication_sets
+    }
+
+    /// Values may take PostgreSQL's binary form.
+    pub(crate) fn binary(&self) -> bool {
+        self.agreed.binary
+    }
+
+    /// Text has to be converted from the server's to the session's encoding.
+    pub(crate) fn converts_text(&self) -> bool {
+        self.converts_text
+    }
+
+    pub(crate) fn encoder(&mut self) -> &mut Encoder {
+        &mut self.encoder
+    }
+
+    /// A transaction that came from another origin and is not sent: the local node had applied it by now.
+    pub(crate) fn saw(&mut self, origin: u16, position: (u64, i64)) {
+        let newest = self.met.entry(origin).or_default();
+        *newest = position.max(*newest);
+    }
+
+    /// Turns what was seen since the last call into node ids; `name` reads an origin's name from the catalog.
+    pub(crate) fn learn_origins(&mut self, name: impl Fn(u16) -> Option<String>) {
+        for (origin, position) in self.met.drain() {
+            let node = *self.names.entry(origin).or_insert_with(|| {
+                name(origin)
+                    .as_deref()
+                    .and_then(crate::catalog::origins::node_of_name)
+            });
+            if let Some(node) = node {
+                let newest = self.seen.entry(node).or_default();
+                if position > *newest {
+                    *newest = position;
+                    if !self.unsent.contains(&node) {
+                        self.unsent.push(node);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing is written before the first change that is wanted.
+    pub(crate) fn begin(&mut self, transaction: Transaction) {
+        self.current = Some(transaction);
+        self.began = false;
+    }
+
+    /// Starts a row message if the table's sets let the change through; the caller then writes the columns.
+    pub(crate) fn start_change(
+        &mut self,
+        change: Change,
+        table: &mut Published,
+        has_old: bool,
+    ) -> Result<bool, EncodeError> {
+        let wanted = match change {
+            Change::Insert => table.membership.insert,
+            Change::Update => table.membership.update && table.columns.iter().any(|column| column.key),
+            Change::Delete => table.membership.delete && has_old,
+        };
+        if !wanted {
+            return Ok(false);
+        }
+        self.ensure_begun()?;
+        self.announce(table)?;
+        let (old_kind, old_columns) = if table.full {
+            (OldKind::Full, table.columns.len())
+        } else {
+            (OldKind::Key, table.key_columns())
+        };
+        let old = (old_kind, old_columns as u16);
+        match change {
+            Change::Insert => self.encoder.start_insert(table.id, table.columns.len() as u16),
+            Change::Update => self.encoder.start_update(table.id, has_old.then_some(old)),
+            Change::Delete => self.encoder.start_delete(table.id, old.0, old.1),
+        }
+        Ok(true)
+    }
+
+    /// Before the new row of an update.
+    pub(crate) fn start_new_row(&mut self, table: &Published) {
+        self.encoder.start_new_tuple(table.columns.len() as u16);
+    }
+
+    pub(crate) fn finish_change(&mut self) -> Result<(), EncodeError> {
+        self.encoder.finish_message()
+    }
+
+    pub(crate) fn truncate<'a>(
+        &mut self,
+        tables: impl Iterator<Item = &'a mut Published>,
+        cascade: bool,
+        restart_sequences: bool,
+    ) -> Result<(), EncodeError> {
+        let mut wanted = Vec::new();
+        for table in tables {
+            if table.membership.truncate {
+                self.ensure_begun()?;
+                self.announce(table)?;
+                wanted.push(table.id);
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut flags = 0;
+        if cascade {
+            flags |= codec::Truncate::CASCADE;
+        }
+        if restart_sequences {
+            flags |= codec::Truncate::RESTART_SEQS;
+        }
+        self.encoder.truncate(&codec::Truncate {
+            flags,
+            relations: List::from(wanted.as_slice()),
+        })
+    }
+
+    /// Ends the transaction; true if there is something to send.
+    pub(crate) fn commit(&mut self) -> Result<bool, EncodeError> {
+        let Some(transaction) = self.current.take() else {
+            return Ok(false);
+        };
+        if !self.began {
+            return Ok(false);
+        }
+        self.encoder.commit(&codec::Commit {
+            commit_lsn: Lsn(transaction.commit_lsn),
+            end_lsn: Lsn(transaction.end_lsn),
+            commit_ts: PgTimestamp(transaction.commit_ts),
+        })?;
+        Ok(true)
+    }
+
+    /// A logical message; true if it was one of ours and was written.
+    pub(crate) fn message(
+        &mut self,
+        transactional: bool,
+        lsn: u64,
+        prefix: &str,
+        content: &[u8],
+    ) -> Result<bool, EncodeError> {
+        if !prefix.starts_with(MESSAGE_PREFIX) {
+            return Ok(false);
+        }
+        if transactional {
+            self.ensure_begun()?;
+        } else {
+            self.ensure_hello()?;
+        }
+        self.encoder.logical(&codec::Logical {
+            transactional,
+            lsn: Lsn(lsn),
+            prefix,
+            content,
+        })?;
+        Ok(true)
+    }
+
+    pub(crate) fn frame_is_full(&self) -> bool {
+        self.encoder.len() >= FRAME_LIMIT
+    }
+
+    pub(crate) fn frame(&self) -> &[u8] {
+        self.encoder.as_bytes()
+    }
+
+    pub(crate) fn frame_sent(&mut self) {
+        self.encoder.clear();
+    }
+
+    fn ensure_hello(&mut self) -> Result<(), EncodeError> {
+        if self.said_hello {
+            return Ok(());
+        }
+        self.said_hello = true;
+        self.encoder.hello(&codec::Hello {
+            protocol: self.agreed.protocol,
+            server_version_num: server::version_number(),
+            extension_version: env!("CARGO_PKG_VERSION"),
+            node_id: self.node_id,
+            node_name: &self.node_name,
+            system_identifier: server::system_identifier(),
+            encoding: &self.options.encoding,
+            flags: 0,
+        })
+    }
+
+    fn ensure_begun(&mut self) -> Result<(), EncodeError> {
+        if self.began {
+            return Ok(());
+        }
+        let Some(transaction) = self.current else {
+            return Ok(());
+        };
+        self.ensure_hello()?;
+        self.began = true;
+        let seen: Vec<Seen> = self
+            .unsent
+            .drain(..)
+            .map(|origin| {
+                let (lsn, timestamp) = self.seen.get(&origin).copied().unwrap_or_default();
+                Seen {
+                    origin,
+                    lsn: Lsn(lsn),
+                    timestamp: PgTimestamp(timestamp),
+                }
+            })
+            .collect();
+        self.encoder.begin(&codec::Begin {
+            xid: transaction.xid,
+            commit_lsn: Lsn(transaction.commit_lsn),
+            end_lsn: Lsn(transaction.end_lsn),
+            commit_ts: PgTimestamp(transaction.commit_ts),
+            origin: self.node_id,
+            origin_lsn: Lsn(transaction.end_lsn),
+            seen: List::from(seen.as_slice()),
+        })
+    }
+
+    fn announce(&mut self, table: &mut Published) -> Result<(), EncodeError> {
+        if table.announced {
+            return Ok(());
+        }
+        table.announced = true;
+        let columns: Vec<RelationColumn<'_>> = table
+            .columns
+            .iter()
+            .map(|column| RelationColumn {
+                name: &column.name,
+                type_oid: column.type_oid,
+                type_namespace: &column.type_name.0,
+                type_name: &column.type_name.1,
+                typmod: column.typmod,
+                flags: if column.key { RelationColumn::KEY } else { 0 },
+            })
+            .collect();
+        self.encoder.relation(&codec::Relation {
+            id: table.id,
+            namespace: &table.namespace,
+            name: &table.name,
+            replica_identity: ReplicaIdentity::from_byte(table.replica_identity)
+                .unwrap_or(ReplicaIdentity::Nothing),
+            columns: List::from(columns.as_slice()),
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! What a decoding session knows of one table.
+
+use crate::postgres::values::Plain;
+
+/// A table as it is sent: valid until the relation cache says that it changed.
+pub(crate) struct Published {
+    /// Its number in the stream: the provider's oid.
+    pub(crate) id: u32,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// 'd', 'i', 'f' or 'n', as in pg_class.relreplident.
+    pub(crate) replica_identity: u8,
+    /// Old rows are complete, not just keys.
+    pub(crate) full: bool,
+    pub(crate) columns: Vec<Column>,
+    pub(crate) membership: Membership,
+    /// The subscriber has been told of it in this session.
+    pub(crate) announced: bool,
+}
+
+impl Published {
+    /// How many columns a key row has.
+    pub(crate) fn key_columns(&self) -> usize {
+        self.columns.iter().filter(|column| column.key).count()
+    }
+}
+
+pub(crate) struct Column {
+    /// Place in the provider's tuple descriptor, from 0.
+    pub(crate) index: usize,
+    pub(crate) name: String,
+    pub(crate) type_oid: u32,
+    /// Schema and name.
+    pub(crate) type_name: (String, String),
+    pub(crate) typmod: i32,
+    pub(crate) key: bool,
+    pub(crate) varlena: bool,
+    pub(crate) form: ColumnForm,
+}
+
+/// How a column's values are written.
+#[derive(Clone, Copy)]
+pub(crate) enum ColumnForm {
+    Plain(Plain),
+    /// The type's send function.
+    Binary(pgrx::pg_sys::Oid),
+    /// The type's output function.
+    Text(pgrx::pg_sys::Oid),
+}
+
+/// Which changes the subscribed replication sets let through; all false for a table in none of them.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Membership {
+    pub(crate) insert: bool,
+    pub(crate) update: bool,
+    pub(crate) delete: bool,
+    pub(crate) truncate: bool,
+}

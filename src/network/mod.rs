@@ -1,0 +1,4 @@
+//! Speaking to other nodes over their PostgreSQL port.
+
+pub(crate) mod leftovers;
+pub(crate) mod peer;

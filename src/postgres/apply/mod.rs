@@ -1,0 +1,134 @@
+//! Applying one change at a time through the executor's simple-relation API.
+//!
+//! A [`target::Target`] is what is known of a local table for as long as its definition does not change; an
+//! [`table::OpenTable`] is that table opened in the current transaction. Neither decides anything: whether a change
+//! is applied is the caller's judgement of what was found.
+
+mod find;
+pub(crate) mod table;
+pub(crate) mod target;
+
+use pg_ha_replication::conflict::Action;
+use pgrx::pg_sys;
+
+use super::version;
+
+/// What a change cannot be applied to, or with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("table {0} does not exist on this node")]
+    MissingTable(String),
+    #[error("{0} is not a table that changes can be applied to (it is a {1})")]
+    NotATable(String, &'static str),
+    #[error("table {table} has no column \"{column}\" on this node")]
+    MissingColumn { table: String, column: String },
+    #[error("column \"{column}\" of table {table} is {local} here and {remote} on the provider")]
+    TypeMismatch {
+        table: String,
+        column: String,
+        local: String,
+        remote: String,
+    },
+    #[error("column \"{column}\" of table {table}: a value of {length} bytes does not fit its type")]
+    BadValue {
+        table: String,
+        column: String,
+        length: usize,
+    },
+    #[error(
+        "table {0} has neither a primary key nor a replica identity index on this node, so rows cannot be found"
+    )]
+    NoKey(String),
+    #[error("the provider sent a change of table number {0} without describing that table first")]
+    UnknownTable(u32),
+}
+
+/// What stands locally where a change wants to go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found {
+    Missing,
+    /// Written by this very transaction.
+    Own,
+    /// Written by a committed transaction: its commit timestamp, where the store still has it, and the number of its
+    /// replication origin (0 = local).
+    Row {
+        timestamp: Option<i64>,
+        origin: u16,
+    },
+}
+
+/// Starts the local transaction of a remote one.
+pub(crate) fn begin() {
+    // SAFETY: outside a transaction; the applier's loop pairs it with commit or abort.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+    }
+}
+
+/// Commits under the origin of the remote transaction, with its position and time, atomically with the data. The
+/// result is where the local commit record ends (it is durable only once the WAL is flushed that far).
+///
+/// The session must have set up `origin` ([`super::origin::Origin::use_in_session`]).
+pub(crate) fn commit(origin_lsn: u64, commit_ts: i64) -> u64 {
+    // SAFETY: in a transaction, with the origin set up in this session; the two variables are what the commit record
+    // and the commit timestamp take (replication/origin.h).
+    unsafe {
+        pg_sys::replorigin_session_origin_lsn = origin_lsn;
+        pg_sys::replorigin_session_origin_timestamp = commit_ts;
+        pg_sys::CommitTransactionCommand();
+        pg_sys::XactLastCommitEnd
+    }
+}
+
+/// Gives up whatever transaction is open, after an error.
+pub(crate) fn abort() {
+    // SAFETY: safe in any transaction state; it is what PostgreSQL's own main loops do after an error.
+    unsafe {
+        pg_sys::AbortOutOfAnyTransaction();
+    }
+}
+
+/// Truncates tables as one command.
+///
+/// # Errors
+/// PostgreSQL's own, as panics.
+pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequences: bool) {
+    // SAFETY: in a transaction; the relations are opened with the lock that TRUNCATE takes, and closed again with
+    // the locks kept until commit.
+    unsafe {
+        let (mut relations, mut oids, mut logged) = (
+            core::ptr::null_mut(),
+            core::ptr::null_mut(),
+            core::ptr::null_mut(),
+        );
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        for table in tables {
+            let relation = pg_sys::table_open(table.oid, pg_sys::AccessExclusiveLock as i32);
+            relations = pg_sys::lappend(relations, relation.cast());
+            oids = pg_sys::lappend_oid(oids, table.oid);
+            if version::is_logically_logged(relation) {
+                logged = pg_sys::lappend_oid(logged, table.oid);
+            }
+        }
+        let behavior = if cascade {
+            pg_sys::DropBehavior::DROP_CASCADE
+        } else {
+            pg_sys::DropBehavior::DROP_RESTRICT
+        };
+        let opened: Vec<pg_sys::Relation> = (0..tables.len())
+            .map(|index| pg_sys::list_nth(relations, index as i32).cast())
+            .collect();
+        version::truncate(relations, oids, logged, behavior, restart_sequences);
+        for relation in opened {
+            pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        }
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+/// True where the decision writes to the row that was found.
+pub(crate) fn writes(action: Action) -> bool {
+    !matches!(action, Action::Skip)
+}

@@ -1,0 +1,508 @@
+//! A target table, opened for the current transaction, and the three changes of a row.
+
+use pg_ha_replication::codec::{Column as Value, OldKind, Tuple};
+use pg_ha_replication::conflict::{Action, Decision};
+use pgrx::pg_sys;
+
+use super::find::{self, OpenIndex};
+use super::target::{Key, LocalColumn, Target};
+use super::{ApplyError, Found};
+use crate::postgres::version;
+
+/// Everything here is allocated in the transaction's memory and released by [`OpenTable::close`], or by the abort of
+/// the transaction.
+pub(crate) struct OpenTable {
+    relation: pg_sys::Relation,
+    estate: *mut pg_sys::EState,
+    result: *mut pg_sys::ResultRelInfo,
+    epq: *mut pg_sys::EPQState,
+    /// The row as it will be.
+    new_row: *mut pg_sys::TupleTableSlot,
+    /// The row as it stands here.
+    local_row: *mut pg_sys::TupleTableSlot,
+    /// What to look for, when whole rows are compared.
+    search_row: *mut pg_sys::TupleTableSlot,
+    index: Option<OpenIndex>,
+    defaults: Vec<(usize, *mut pg_sys::ExprState)>,
+    has_triggers: bool,
+    /// Updates may go straight to the table: nothing of the table's definition wants to see them first.
+    direct_updates: bool,
+    indexes_open: bool,
+}
+
+/// A change of one row, as it came.
+pub(crate) enum RowChange<'t, 'a> {
+    Insert(&'t Tuple<'a>),
+    Update(Option<(OldKind, &'t Tuple<'a>)>, &'t Tuple<'a>),
+    Delete(OldKind, &'t Tuple<'a>),
+}
+
+impl OpenTable {
+    /// Opens the table, its indexes and an executor state, in the current transaction.
+    pub(crate) fn open(target: &Target) -> OpenTable {
+        // SAFETY: in a transaction; the objects belong to the state's memory context, which lives as long as the
+        // transaction does.
+        unsafe {
+            let relation = pg_sys::table_open(target.oid, pg_sys::RowExclusiveLock as i32);
+            let estate = version::executor_state(relation);
+            let previous = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
+            let result: *mut pg_sys::ResultRelInfo =
+                pg_sys::palloc0(core::mem::size_of::<pg_sys::ResultRelInfo>()).cast();
+            (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+            pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
+            let epq: *mut pg_sys::EPQState = pg_sys::palloc0(core::mem::size_of::<pg_sys::EPQState>()).cast();
+            version::eval_plan_qual_init(epq, estate);
+            let desc = (*relation).rd_att;
+            let virtual_row =
+                || pg_sys::ExecInitExtraTupleSlot(estate, desc, &raw const pg_sys::TTSOpsVirtual);
+            let new_row = virtual_row();
+            let search_row = if matches!(target.key, Key::Full) {
+                virtual_row()
+            } else {
+                core::ptr::null_mut()
+            };
+            let local_row = pg_sys::table_slot_create(relation, &raw mut (*estate).es_tupleTable);
+            let index = match &target.key {
+                Key::Index {
+                    oid,
+                    columns,
+                    scan_keys,
+                } => Some(OpenIndex::open(relation, *oid, *scan_keys, columns.len())),
+                _ => None,
+            };
+            let index_is_some = index.is_some();
+            let defaults = target
+                .defaulted
+                .iter()
+                .filter_map(|column| {
+                    let expression = pg_sys::build_column_default(relation, *column as i32 + 1);
+                    (!expression.is_null()).then(|| {
+                        let planned = pg_sys::expression_planner(expression.cast());
+                        (*column, pg_sys::ExecInitExpr(planned, core::ptr::null_mut()))
+                    })
+                })
+                .collect();
+            pg_sys::MemoryContextSwitchTo(previous);
+            let has_triggers = !(*relation).trigdesc.is_null();
+            let constraints = (*desc).constr;
+            let generates = !constraints.is_null() && (*constraints).has_generated_stored;
+            OpenTable {
+                relation,
+                estate,
+                result,
+                epq,
+                new_row,
+                local_row,
+                search_row,
+                index,
+                defaults,
+                has_triggers,
+                direct_updates: !has_triggers && !generates && index_is_some,
+                indexes_open: false,
+            }
+        }
+    }
+
+    /// Closes everything; the lock on the table stays until the end of the transaction.
+    pub(crate) fn close(self) {
+        // SAFETY: each object is closed once, in the order PostgreSQL's own worker does it.
+        unsafe {
+            if let Some(index) = self.index {
+                index.close();
+            }
+            pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
+            if self.indexes_open {
+                pg_sys::ExecCloseIndices(self.result);
+            }
+            pg_sys::table_close(self.relation, pg_sys::NoLock as i32);
+            pg_sys::FreeExecutorState(self.estate);
+        }
+    }
+
+    /// Applies one change. `judge` is told what stands where it goes and decides; it may be asked again when that
+    /// changed meanwhile.
+    ///
+    /// # Errors
+    /// What the change cannot be applied to; PostgreSQL's own errors come as panics.
+    pub(crate) fn apply(
+        &mut self,
+        target: &Target,
+        change: &RowChange<'_, '_>,
+        judge: &mut dyn FnMut(Found) -> Decision,
+    ) -> Result<Decision, ApplyError> {
+        // SAFETY: in a transaction; the snapshot is popped and the per-tuple memory reset before return. On an
+        // error both are released by the abort.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            (*self.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
+            let memory = (*per_tuple_context(self.estate)).ecxt_per_tuple_memory;
+            let previous = pg_sys::MemoryContextSwitchTo(memory);
+            if self.has_triggers {
+                pg_sys::AfterTriggerBeginQuery();
+            }
+            let outcome = match change {
+                RowChange::Insert(new) => self.insert(target, new, judge),
+                RowChange::Update(old, new) => self.update(target, *old, new, judge),
+                RowChange::Delete(kind, old) => self.delete(target, *kind, old, judge),
+            };
+            if self.has_triggers {
+                pg_sys::AfterTriggerEndQuery(self.estate);
+            }
+            pg_sys::ExecClearTuple(self.local_row);
+            pg_sys::ExecClearTuple(self.new_row);
+            pg_sys::PopActiveSnapshot();
+            pg_sys::MemoryContextSwitchTo(previous);
+            pg_sys::MemoryContextReset(memory);
+            pg_sys::CommandCounterIncrement();
+            outcome
+        }
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn insert(
+        &mut self,
+        target: &Target,
+        new: &Tuple<'_>,
+        judge: &mut dyn FnMut(Found) -> Decision,
+    ) -> Result<Decision, ApplyError> {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            let found = match target.key {
+                Key::Index { .. } => self.find(target, OldKind::Full, new, true)?,
+                // Without a key there is nothing that an insert could collide with.
+                Key::Full | Key::None => Found::Missing,
+            };
+            let decision = judge(found);
+            match decision.action {
+                Action::Skip => {}
+                Action::Insert => self.insert_row(target, new)?,
+                Action::Update => {
+                    self.fill_from_remote(target, new, true)?;
+                    self.update_locked_row();
+                }
+                Action::Delete => self.delete_locked_row(),
+            }
+            Ok(decision)
+        }
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn update(
+        &mut self,
+        target: &Target,
+        old: Option<(OldKind, &Tuple<'_>)>,
+        new: &Tuple<'_>,
+        judge: &mut dyn FnMut(Found) -> Decision,
+    ) -> Result<Decision, ApplyError> {
+        let (kind, key_row) = old.unwrap_or((OldKind::Full, new));
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            loop {
+                let found = self.find(target, kind, key_row, !self.direct_updates)?;
+                let decision = judge(found);
+                match decision.action {
+                    Action::Skip | Action::Delete => {}
+                    Action::Insert => self.insert_row(target, new)?,
+                    Action::Update => {
+                        self.fill_from_remote(target, new, true)?;
+                        if !self.direct_updates {
+                            self.update_locked_row();
+                        } else if !self.update_row() {
+                            // Somebody changed the row since it was found: look and judge again.
+                            continue;
+                        }
+                    }
+                }
+                return Ok(decision);
+            }
+        }
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn delete(
+        &mut self,
+        target: &Target,
+        kind: OldKind,
+        old: &Tuple<'_>,
+        judge: &mut dyn FnMut(Found) -> Decision,
+    ) -> Result<Decision, ApplyError> {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            let found = self.find(target, kind, old, true)?;
+            let decision = judge(found);
+            if decision.action == Action::Delete {
+                self.delete_locked_row();
+            }
+            Ok(decision)
+        }
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn insert_row(&mut self, target: &Target, new: &Tuple<'_>) -> Result<(), ApplyError> {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            self.fill_from_remote(target, new, false)?;
+            self.open_indexes();
+            pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`]; `local_row` holds a locked row, `new_row` what it becomes.
+    unsafe fn update_locked_row(&mut self) {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            self.open_indexes();
+            pg_sys::ExecSimpleRelationUpdate(
+                self.result,
+                self.estate,
+                self.epq,
+                self.local_row,
+                self.new_row,
+            );
+        }
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`]; `local_row` holds a locked row.
+    unsafe fn delete_locked_row(&mut self) {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            self.open_indexes();
+            pg_sys::ExecSimpleRelationDelete(self.result, self.estate, self.epq, self.local_row);
+        }
+    }
+
+    /// Updates the row without locking it first, which saves a WAL record and a visit of the page, and without opening
+    /// the indexes when none of their columns changes. False when the row is no longer the one that was found.
+    ///
+    /// This is ExecSimpleRelationUpdate of PostgreSQL for a table without triggers and generated columns.
+    ///
+    /// # Safety
+    /// Within [`Self::apply`]; `local_row` holds a row, `new_row` what it becomes.
+    unsafe fn update_row(&mut self) -> bool {
+        // SAFETY: the relation is open and the slots belong to it.
+        unsafe {
+            pg_sys::CheckCmdReplicaIdentity(self.relation, pg_sys::CmdType::CMD_UPDATE);
+            if !(*(*self.relation).rd_att).constr.is_null() {
+                pg_sys::ExecConstraints(self.result, self.new_row, self.estate);
+            }
+            if (*(*self.relation).rd_rel).relispartition {
+                pg_sys::ExecPartitionCheck(self.result, self.new_row, self.estate, true);
+            }
+            let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
+            let updated = version::update_tuple(self.relation, self.local_row, self.new_row);
+            if let Some(version::Updated {
+                new_index_entries: Some(which),
+            }) = updated
+            {
+                self.open_indexes();
+                version::insert_index_entries(self.result, self.new_row, self.estate, which);
+            }
+            pg_sys::MemoryContextSwitchTo(previous);
+            updated.is_some()
+        }
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn open_indexes(&mut self) {
+        if !self.indexes_open {
+            self.indexes_open = true;
+            // SAFETY: the state outlives the indexes; its memory is where they are kept.
+            unsafe {
+                let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
+                pg_sys::ExecOpenIndices(self.result, false);
+                pg_sys::MemoryContextSwitchTo(previous);
+            }
+        }
+    }
+
+    /// Finds the row with the key of `row`, and locks it if wanted; it then stands in `local_row`.
+    ///
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn find(
+        &mut self,
+        target: &Target,
+        kind: OldKind,
+        row: &Tuple<'_>,
+        lock: bool,
+    ) -> Result<Found, ApplyError> {
+        // SAFETY: keys are decoded into the per-tuple memory, which outlives the search.
+        unsafe {
+            let found = match (&target.key, &mut self.index) {
+                (Key::Index { columns, .. }, Some(index)) => {
+                    index.clear_keys();
+                    for (position, value) in row.columns().enumerate() {
+                        // A key row has the key columns alone.
+                        let position = match kind {
+                            OldKind::Full => position,
+                            OldKind::Key => target.key_columns.get(position).copied().unwrap_or(usize::MAX),
+                        };
+                        if let Some(place) = columns.iter().position(|remote| *remote == position) {
+                            index.set_key(place, datum_of(target, &target.columns[position], &value)?);
+                        }
+                    }
+                    // The scan keeps what it allocates from row to row.
+                    let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
+                    let found = find::by_index(self.relation, index, self.local_row, lock);
+                    pg_sys::MemoryContextSwitchTo(previous);
+                    found
+                }
+                (Key::Full, _) => {
+                    self.fill(target, row, self.search_row, false)?;
+                    find::by_whole_row(self.relation, self.search_row, self.local_row)
+                }
+                _ => return Err(target.no_key()),
+            };
+            Ok(if found {
+                find::version_of(self.local_row)
+            } else {
+                Found::Missing
+            })
+        }
+    }
+
+    /// Composes the new row; over the local one where there is one, so that columns the provider does not send, and
+    /// values it left out because they did not change, stay.
+    ///
+    /// # Safety
+    /// Within [`Self::apply`].
+    unsafe fn fill_from_remote(
+        &mut self,
+        target: &Target,
+        row: &Tuple<'_>,
+        over: bool,
+    ) -> Result<(), ApplyError> {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
+            self.fill(target, row, self.new_row, over)?;
+            if !over {
+                let context = per_tuple_context(self.estate);
+                for (column, expression) in &self.defaults {
+                    let mut null = true;
+                    let value = pg_sys::ExecEvalExpr(*expression, context, &mut null);
+                    *(*self.new_row).tts_values.add(*column) = value;
+                    *(*self.new_row).tts_isnull.add(*column) = null;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// # Safety
+    /// `slot` is a virtual slot of this table; with `over`, `local_row` holds a row.
+    unsafe fn fill(
+        &mut self,
+        target: &Target,
+        row: &Tuple<'_>,
+        slot: *mut pg_sys::TupleTableSlot,
+        over: bool,
+    ) -> Result<(), ApplyError> {
+        // SAFETY: both arrays have as many members as the table has columns; by-reference values copied from the
+        // local row stay pinned with it.
+        unsafe {
+            let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
+            pg_sys::ExecClearTuple(slot);
+            let (values, nulls) = ((*slot).tts_values, (*slot).tts_isnull);
+            if over {
+                pg_sys::slot_getallattrs(self.local_row);
+                core::ptr::copy_nonoverlapping((*self.local_row).tts_values, values, natts);
+                core::ptr::copy_nonoverlapping((*self.local_row).tts_isnull, nulls, natts);
+            } else {
+                for index in 0..natts {
+                    *values.add(index) = pg_sys::Datum::from(0);
+                    *nulls.add(index) = true;
+                }
+            }
+            for (column, value) in target.columns.iter().zip(row.columns()) {
+                if matches!(value, Value::Unchanged) {
+                    continue;
+                }
+                let datum = datum_of(target, column, &value)?;
+                *nulls.add(column.index) = datum.is_none();
+                *values.add(column.index) = datum.unwrap_or(pg_sys::Datum::from(0));
+            }
+            pg_sys::ExecStoreVirtualTuple(slot);
+            Ok(())
+        }
+    }
+}
+
+/// The datum of a value that came; None is null. Allocated in the current memory context.
+///
+/// # Safety
+/// In a transaction, with an active snapshot (input functions may need one).
+unsafe fn datum_of(
+    target: &Target,
+    column: &LocalColumn,
+    value: &Value<'_>,
+) -> Result<Option<pg_sys::Datum>, ApplyError> {
+    let bad = |length| ApplyError::BadValue {
+        table: target.name.clone(),
+        column: column.name.clone(),
+        length,
+    };
+    // SAFETY: text is copied and nul-terminated before the input function sees it; the receive function gets a
+    // buffer of its own.
+    unsafe {
+        match value {
+            Value::Null | Value::Unchanged => Ok(None),
+            Value::Plain(bytes) => match (column.plain, column.foreign) {
+                (Some(plain), _) => plain.decode(bytes).map(Some).ok_or_else(|| bad(bytes.len())),
+                (None, Some((plain, output))) => {
+                    let foreign = plain.decode(bytes).ok_or_else(|| bad(bytes.len()))?;
+                    let text = pg_sys::OidOutputFunctionCall(output, foreign);
+                    Ok(Some(input(column, text)))
+                }
+                (None, None) => Err(bad(bytes.len())),
+            },
+            Value::Text(bytes) => {
+                let text: *mut core::ffi::c_char = pg_sys::palloc(bytes.len() + 1).cast();
+                core::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), text, bytes.len());
+                *text.add(bytes.len()) = 0;
+                Ok(Some(input(column, text)))
+            }
+            Value::Binary(bytes) => {
+                let Some(receive) = column.receive else {
+                    return Err(bad(bytes.len()));
+                };
+                let mut buffer = pg_sys::StringInfoData::default();
+                pg_sys::initStringInfo(&mut buffer);
+                pg_sys::appendBinaryStringInfo(&mut buffer, bytes.as_ptr().cast(), bytes.len() as i32);
+                let datum = pg_sys::ReceiveFunctionCall(receive, &mut buffer, column.io_param, column.typmod);
+                if buffer.cursor != buffer.len {
+                    return Err(bad(bytes.len()));
+                }
+                Ok(Some(datum))
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `text` is nul-terminated.
+unsafe fn input(column: &LocalColumn, text: *mut core::ffi::c_char) -> pg_sys::Datum {
+    // SAFETY: the type's own input function with its own parameters, kept in the target's memory.
+    unsafe { pg_sys::InputFunctionCall(column.input, text, column.io_param, column.typmod) }
+}
+
+/// # Safety
+/// `estate` is valid.
+unsafe fn per_tuple_context(estate: *mut pg_sys::EState) -> *mut pg_sys::ExprContext {
+    // SAFETY: made at the first call, then kept in the state.
+    unsafe {
+        let context = (*estate).es_per_tuple_exprcontext;
+        if context.is_null() {
+            pg_sys::MakePerTupleExprContext(estate)
+        } else {
+            context
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! How a remote table's columns map to a local table's, and how its rows are found there.
+
+use std::ffi::CString;
+
+use pg_ha_replication::codec::{self, ReplicaIdentity};
+use pgrx::pg_sys;
+
+use super::ApplyError;
+use crate::postgres::values::Plain;
+use crate::postgres::{values, version};
+
+/// A table as the provider described it.
+pub(crate) struct RemoteTable {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) full_identity: bool,
+    pub(crate) columns: Vec<RemoteColumn>,
+}
+
+pub(crate) struct RemoteColumn {
+    pub(crate) name: String,
+    pub(crate) type_oid: pg_sys::Oid,
+    pub(crate) type_name: String,
+    pub(crate) typmod: i32,
+    pub(crate) key: bool,
+}
+
+/// A local table that remote changes go to.
+pub(crate) struct Target {
+    /// Holds what functions keep between calls; deleted with the target.
+    memory: pg_sys::MemoryContext,
+    pub(crate) oid: pg_sys::Oid,
+    /// Schema and name, for messages.
+    pub(crate) name: String,
+    /// For each remote column its local one.
+    pub(crate) columns: Vec<LocalColumn>,
+    /// Local columns (from 0) that the provider does not send and that have a default to be computed.
+    pub(crate) defaulted: Vec<usize>,
+    pub(crate) key: Key,
+    /// Which of the remote columns a key row has, in order.
+    pub(crate) key_columns: Vec<usize>,
+}
+
+pub(crate) struct LocalColumn {
+    /// Place in the local tuple descriptor, from 0.
+    pub(crate) index: usize,
+    pub(crate) name: String,
+    /// The plain form can be taken as it is: same type, and no length to enforce.
+    pub(crate) plain: Option<Plain>,
+    pub(crate) typmod: i32,
+    /// In the target's memory.
+    pub(crate) input: *mut pg_sys::FmgrInfo,
+    pub(crate) receive: Option<*mut pg_sys::FmgrInfo>,
+    pub(crate) io_param: pg_sys::Oid,
+    /// What the provider's plain form is, and the function that turns it into text for a local type that differs.
+    pub(crate) foreign: Option<(Plain, pg_sys::Oid)>,
+}
+
+/// How rows are found.
+pub(crate) enum Key {
+    /// By a unique index: its oid, for each of its columns the place in the remote row, and as many scan keys (in the
+    /// target's memory).
+    Index {
+        oid: pg_sys::Oid,
+        columns: Vec<usize>,
+        scan_keys: *mut pg_sys::ScanKeyData,
+    },
+    /// By comparing whole rows.
+    Full,
+    /// Not at all: only inserts and truncates can be applied.
+    None,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // SAFETY: the context was made for this target alone, and no open table outlives its transaction.
+        unsafe { pg_sys::MemoryContextDelete(self.memory) };
+    }
+}
+
+impl RemoteTable {
+    pub(crate) fn new(relation: &codec::Relation<'_>) -> RemoteTable {
+        RemoteTable {
+            namespace: relation.namespace.to_owned(),
+            name: relation.name.to_owned(),
+            full_identity: relation.replica_identity == ReplicaIdentity::Full,
+            columns: relation
+                .columns
+                .iter()
+                .map(|column| RemoteColumn {
+                    name: column.name.to_owned(),
+                    type_oid: pg_sys::Oid::from_u32(column.type_oid),
+                    type_name: format!("{}.{}", column.type_namespace, column.type_name),
+                    typmod: column.typmod,
+                    key: column.is_key(),
+                })
+                .collect(),
+        }
+    }
+
+    pub(crate) fn qualified_name(&self) -> String {
+        pgrx::spi::quote_qualified_identifier(&self.namespace, &self.name)
+    }
+}
+
+impl Target {
+    /// Finds the local table by name and maps its columns. In a transaction; keeps no lock beyond it.
+    pub(crate) fn resolve(remote: &RemoteTable) -> Result<Target, ApplyError> {
+        let name = remote.qualified_name();
+        let missing = || ApplyError::MissingTable(remote.qualified_name());
+        let schema = CString::new(remote.namespace.as_str()).map_err(|_| missing())?;
+        let table = CString::new(remote.name.as_str()).map_err(|_| missing())?;
+        // SAFETY: catalog look-ups; the relation is opened with the lock that changes take and closed before return.
+        unsafe {
+            let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+            let oid = if namespace == pg_sys::InvalidOid {
+                pg_sys::InvalidOid
+            } else {
+                pg_sys::get_relname_relid(table.as_ptr(), namespace)
+            };
+            if oid == pg_sys::InvalidOid {
+                return Err(missing());
+            }
+            let relation = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32);
+            if relation.is_null() {
+                return Err(missing());
+            }
+            let target = Self::of(relation, name, remote);
+            pg_sys::table_close(relation, pg_sys::NoLock as i32);
+            target
+        }
+    }
+
+    /// # Safety
+    /// `relation` is open and locked.
+    unsafe fn of(
+        relation: pg_sys::Relation,
+        name: String,
+        remote: &RemoteTable,
+    ) -> Result<Target, ApplyError> {
+        // SAFETY: the relation's descriptor is valid while it is open.
+        unsafe {
+            let form = &*(*relation).rd_rel;
+            if form.relkind as u8 != pg_sys::RELKIND_RELATION {
+                return Err(ApplyError::NotATable(name, kind_name(form.relkind as u8)));
+            }
+            let memory = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"pg_ha target table".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            let mut target = Target {
+                memory,
+                oid: (*relation).rd_id,
+                name: name.clone(),
+                columns: Vec::new(),
+                defaulted: Vec::new(),
+                key: Key::None,
+                key_columns: (0..remote.columns.len())
+                    .filter(|place| remote.columns[*place].key)
+                    .collect(),
+            };
+            let desc = (*relation).rd_att;
+            let natts = (*desc).natts as usize;
+            let mut columns = Vec::with_capacity(remote.columns.len());
+            let mut sent = vec![false; natts];
+            for column in &remote.columns {
+                let index = (0..natts).find(|index| {
+                    let attribute = version::attribute(desc, *index);
+                    !attribute.attisdropped
+                        && attribute.attgenerated == 0
+                        && values::identifier(attribute.attname.data.as_ptr()) == column.name
+                });
+                let Some(index) = index else {
+                    return Err(ApplyError::MissingColumn {
+                        table: name,
+                        column: column.name.clone(),
+                    });
+                };
+                sent[index] = true;
+                columns.push(LocalColumn::new(
+                    version::attribute(desc, index),
+                    index,
+                    column,
+                    &name,
+                    memory,
+                )?);
+            }
+            target.defaulted = (0..natts)
+                .filter(|index| {
+                    let attribute = version::attribute(desc, *index);
+                    !sent[*index]
+                        && !attribute.attisdropped
+                        && attribute.attgenerated == 0
+                        && (attribute.atthasdef || attribute.attidentity != 0)
+                })
+                .collect();
+            target.key = key_of(relation, remote, &columns, memory);
+            target.columns = columns;
+            Ok(target)
+        }
+    }
+
+    pub(crate) fn no_key(&self) -> ApplyError {
+        ApplyError::NoKey(self.name.clone())
+    }
+}
+
+impl LocalColumn {
+    /// # Safety
+    /// In a transaction.
+    unsafe fn new(
+        attribute: &pg_sys::FormData_pg_attribute,
+        index: usize,
+        remote: &RemoteColumn,
+        table: &str,
+        memory: pg_sys::MemoryContext,
+    ) -> Result<LocalColumn, ApplyError> {
+        let local_type = attribute.atttypid;
+        let (mut input, mut receive, mut io_param) =
+            (pg_sys::InvalidOid, pg_sys::InvalidOid, pg_sys::InvalidOid);
+        // SAFETY: look-ups of an existing type; function descriptions live in the target's memory.
+        unsafe {
+            pg_sys::getTypeInputInfo(local_type, &mut input, &mut io_param);
+            let input_call = function(input, memory);
+            let same = local_type == remote.type_oid;
+            let mut receive_call = None;
+            if same && values::has_binary_form(local_type) {
+                pg_sys::getTypeBinaryInputInfo(local_type, &mut receive, &mut io_param);
+                receive_call = Some(function(receive, memory));
+            }
+            let remote_plain = Plain::of(remote.type_oid);
+            let as_is = same && (attribute.atttypmod == -1 || attribute.atttypmod == remote.typmod);
+            let foreign = match remote_plain {
+                Some(plain) if !as_is => {
+                    if !same && !text_converts(local_type, remote.type_oid) {
+                        return Err(ApplyError::TypeMismatch {
+                            table: table.to_owned(),
+                            column: remote.name.clone(),
+                            local: format_type(local_type),
+                            remote: remote.type_name.clone(),
+                        });
+                    }
+                    let (mut output, mut varlena) = (pg_sys::InvalidOid, false);
+                    pg_sys::getTypeOutputInfo(remote.type_oid, &mut output, &mut varlena);
+                    Some((plain, output))
+                }
+                _ => None,
+            };
+            Ok(LocalColumn {
+                index,
+                name: remote.name.clone(),
+                plain: if as_is { remote_plain } else { None },
+                typmod: attribute.atttypmod,
+                input: input_call,
+                receive: receive_call,
+                io_param,
+                foreign,
+            })
+        }
+    }
+}
+
+/// A function, ready to be called any number of times.
+///
+/// # Safety
+/// The function exists.
+unsafe fn function(oid: pg_sys::Oid, memory: pg_sys::MemoryContext) -> *mut pg_sys::FmgrInfo {
+    // SAFETY: allocated and filled in the target's memory, where the function may keep things of its own.
+    unsafe {
+        let call = pg_sys::MemoryContextAllocZero(memory, core::mem::size_of::<pg_sys::FmgrInfo>())
+            .cast::<pg_sys::FmgrInfo>();
+        pg_sys::fmgr_info_cxt(oid, call, memory);
+        call
+    }
+}
+
+/// Whether values of one built-in type can be read by another's input function without surprise: the same category,
+/// or text on the receiving side.
+///
+/// # Safety
+/// Both types exist.
+unsafe fn text_converts(local: pg_sys::Oid, remote: pg_sys::Oid) -> bool {
+    let category = |type_oid| {
+        let (mut category, mut preferred) = (0, false);
+        // SAFETY: a look-up of an existing type.
+        unsafe { pg_sys::get_type_category_preferred(type_oid, &mut category, &mut preferred) };
+        category as u8
+    };
+    let local = category(local);
+    local == b'S' || local == category(remote)
+}
+
+/// # Safety
+/// The type exists.
+unsafe fn format_type(type_oid: pg_sys::Oid) -> String {
+    // SAFETY: palloc'd, nul-terminated text.
+    unsafe {
+        core::ffi::CStr::from_ptr(pg_sys::format_type_be(type_oid))
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// # Safety
+/// `relation` is open and locked.
+unsafe fn key_of(
+    relation: pg_sys::Relation,
+    remote: &RemoteTable,
+    columns: &[LocalColumn],
+    memory: pg_sys::MemoryContext,
+) -> Key {
+    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    unsafe {
+        let mut oid = pg_sys::RelationGetReplicaIndex(relation);
+        if oid == pg_sys::InvalidOid {
+            oid = version::primary_key_index(relation);
+        }
+        let otherwise = if remote.full_identity {
+            Key::Full
+        } else {
+            Key::None
+        };
+        if oid == pg_sys::InvalidOid {
+            return otherwise;
+        }
+        let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
+        let form = &*(*index).rd_index;
+        let count = form.indnkeyatts as usize;
+        let attributes = form.indkey.values.as_slice(count);
+        // The functions of the keys may keep things of their own in the context that is current here.
+        let previous = pg_sys::MemoryContextSwitchTo(memory);
+        let scan_keys: *mut pg_sys::ScanKeyData =
+            pg_sys::palloc0(count * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
+        let mut places = Vec::with_capacity(count);
+        for (position, attribute) in attributes.iter().enumerate() {
+            let place = columns
+                .iter()
+                .position(|column| column.index + 1 == *attribute as usize)
+                .filter(|place| remote.full_identity || remote.columns[*place].key);
+            let input_type = *(*index).rd_opcintype.add(position);
+            let operator = pg_sys::get_opfamily_member(
+                *(*index).rd_opfamily.add(position),
+                input_type,
+                input_type,
+                pg_sys::BTEqualStrategyNumber as i16,
+            );
+            let (Some(place), true) = (place, operator != pg_sys::InvalidOid) else {
+                break;
+            };
+            pg_sys::ScanKeyEntryInitialize(
+                scan_keys.add(position),
+                0,
+                position as i16 + 1,
+                pg_sys::BTEqualStrategyNumber as u16,
+                pg_sys::InvalidOid,
+                *(*index).rd_indcollation.add(position),
+                pg_sys::get_opcode(operator),
+                pg_sys::Datum::from(0),
+            );
+            places.push(place);
+        }
+        pg_sys::MemoryContextSwitchTo(previous);
+        pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
+        if places.len() == count {
+            Key::Index {
+                oid,
+                columns: places,
+                scan_keys,
+            }
+        } else {
+            otherwise
+        }
+    }
+}
+
+fn kind_name(kind: u8) -> &'static str {
+    match kind {
+        pg_sys::RELKIND_VIEW => "view",
+        pg_sys::RELKIND_MATVIEW => "materialized view",
+        pg_sys::RELKIND_FOREIGN_TABLE => "foreign table",
+        pg_sys::RELKIND_SEQUENCE => "sequence",
+        pg_sys::RELKIND_PARTITIONED_TABLE => "partitioned table",
+        pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX => "index",
+        pg_sys::RELKIND_COMPOSITE_TYPE => "composite type",
+        _ => "relation of another kind",
+    }
+}

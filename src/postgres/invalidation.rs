@@ -1,0 +1,57 @@
+//! Which relations changed, as told by the relation cache.
+//!
+//! The callback can run in the middle of any catalog read, so it only notes; whoever caches something asks before
+//! using it.
+
+use std::cell::{Cell, RefCell};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+thread_local! {
+    // A backend is single-threaded, and nothing that holds one of these reads a catalog.
+    static NOTED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    static ALL: Cell<bool> = const { Cell::new(false) };
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Past so many noted relations everything counts as changed.
+const LIMIT: usize = 10_000;
+
+/// What changed since the last call.
+pub(crate) enum Invalidated {
+    Nothing,
+    All,
+    Relations(Vec<pg_sys::Oid>),
+}
+
+/// Starts noting in this process.
+pub(crate) fn register() {
+    if !REGISTERED.replace(true) {
+        // SAFETY: registered once, since callbacks cannot be taken back; the callback needs no argument.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(noted), pg_sys::Datum::from(0)) };
+    }
+}
+
+/// Takes what was noted.
+pub(crate) fn take() -> Invalidated {
+    let noted = NOTED.take();
+    if ALL.replace(false) {
+        Invalidated::All
+    } else if noted.is_empty() {
+        Invalidated::Nothing
+    } else {
+        Invalidated::Relations(noted)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn noted(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    NOTED.with_borrow_mut(|noted| {
+        if relation == pg_sys::InvalidOid || noted.len() >= LIMIT {
+            ALL.set(true);
+        } else {
+            noted.push(relation);
+        }
+    });
+}

@@ -1,0 +1,253 @@
+//! The server's own libpqwalreceiver: a replication connection that streams our output plugin's frames.
+
+use std::ffi::{CStr, CString};
+use std::rc::Rc;
+use std::time::Duration;
+
+use pgrx::pg_sys;
+
+use super::version;
+
+/// A message of the replication protocol, as far as the receiver cares.
+pub(crate) enum Received<'a> {
+    /// Changes: where they stand in the provider's WAL, how far the provider's WAL went when they were sent.
+    Data {
+        start: u64,
+        wal_end: u64,
+        sent_at: i64,
+        payload: &'a [u8],
+    },
+    /// A sign of life; the provider may want one back at once.
+    Keepalive {
+        wal_end: u64,
+        sent_at: i64,
+        reply_requested: bool,
+    },
+    /// Nothing has arrived; wait for the socket.
+    Nothing,
+    /// The provider ended the stream.
+    End,
+}
+
+/// What went wrong on the connection, in the words of libpq or of the provider.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error("{0}")]
+    Connect(String),
+    #[error("{message}")]
+    Provider { sqlstate: i32, message: String },
+    #[error("the provider sent a message of the replication protocol that is not known here: {0:#04x}")]
+    Protocol(u8),
+}
+
+/// A replication connection; closed when it and its [`StatusSender`] are dropped.
+pub(crate) struct Connection {
+    link: Rc<Link>,
+    socket: pg_sys::pgsocket,
+}
+
+/// The way back to the provider, usable while a received payload is still held.
+pub(crate) struct StatusSender {
+    link: Rc<Link>,
+}
+
+struct Link {
+    functions: &'static pg_sys::WalReceiverFunctionsType,
+    connection: *mut pg_sys::WalReceiverConn,
+}
+
+impl Connection {
+    /// Connects. Waits as long as the network does, interruptibly: only for workers that serve one provider.
+    pub(crate) fn open(dsn: &str, application_name: &str) -> Result<Connection, StreamError> {
+        let functions = functions()?;
+        let text = |text: &str| {
+            CString::new(text)
+                .map_err(|_| StreamError::Connect("the connection string holds a zero byte".to_owned()))
+        };
+        let (dsn, name) = (text(dsn)?, text(application_name)?);
+        let mut error = core::ptr::null_mut();
+        // SAFETY: the library is loaded; both strings are nul-terminated and live through the call.
+        let connection =
+            unsafe { version::walrcv_connect(functions, dsn.as_ptr(), name.as_ptr(), &mut error) };
+        if connection.is_null() {
+            // SAFETY: on failure the library leaves a palloc'd message.
+            return Err(StreamError::Connect(unsafe { message(error) }));
+        }
+        let link = Rc::new(Link {
+            functions,
+            connection,
+        });
+        Ok(Connection {
+            link,
+            socket: pg_sys::PGINVALID_SOCKET as pg_sys::pgsocket,
+        })
+    }
+
+    /// Starts streaming from a slot with the output plugin's options.
+    pub(crate) fn start(
+        &mut self,
+        slot: &str,
+        from: u64,
+        options: &[(String, String)],
+    ) -> Result<(), StreamError> {
+        let options: Vec<String> = options
+            .iter()
+            .map(|(name, value)| format!("\"{name}\" '{}'", value.replace('\'', "''")))
+            .collect();
+        let command = format!(
+            "START_REPLICATION SLOT \"{slot}\" LOGICAL {:X}/{:X} ({})",
+            from >> 32,
+            from & 0xFFFF_FFFF,
+            options.join(", ")
+        );
+        let command = CString::new(command)
+            .map_err(|_| StreamError::Connect("an option holds a zero byte".to_owned()))?;
+        let Some(exec) = self.link.functions.walrcv_exec else {
+            return Err(missing("walrcv_exec"));
+        };
+        // SAFETY: the connection is open; the result is freed below. Going through walrcv_exec rather than
+        // walrcv_startstreaming lets the plugin have options of its own.
+        unsafe {
+            let result = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                exec(self.link.connection, command.as_ptr(), 0, core::ptr::null())
+            });
+            let outcome = if (*result).status == pg_sys::WalRcvExecStatus::WALRCV_OK_COPY_BOTH {
+                Ok(())
+            } else {
+                Err(StreamError::Provider {
+                    sqlstate: (*result).sqlstate,
+                    message: message((*result).err),
+                })
+            };
+            pg_sys::walrcv_clear_result(result);
+            outcome
+        }
+    }
+
+    /// The next message, if one has arrived. Its payload is valid until the next call.
+    pub(crate) fn receive(&mut self) -> Result<Received<'_>, StreamError> {
+        let Some(receive) = self.link.functions.walrcv_receive else {
+            return Err(missing("walrcv_receive"));
+        };
+        let mut buffer = core::ptr::null_mut();
+        // SAFETY: the connection is open and streaming; the buffer belongs to it until the next call.
+        let bytes = unsafe {
+            let length = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                receive(self.link.connection, &mut buffer, &mut self.socket)
+            });
+            match length {
+                0 => return Ok(Received::Nothing),
+                length if length < 0 => return Ok(Received::End),
+                length => core::slice::from_raw_parts(buffer.cast_const().cast::<u8>(), length as usize),
+            }
+        };
+        parse(bytes)
+    }
+
+    /// Waits until something arrives, the latch is set or the time is over.
+    pub(crate) fn wait(&self, timeout: Duration) {
+        let socket = (self.socket >= 0).then_some(self.socket);
+        super::latch::wait_for(socket, timeout);
+    }
+
+    /// The way back to the provider.
+    pub(crate) fn status_sender(&self) -> StatusSender {
+        StatusSender {
+            link: Rc::clone(&self.link),
+        }
+    }
+}
+
+impl StatusSender {
+    /// Tells the provider how far this side is (a standby status update), and may ask for a sign of life.
+    pub(crate) fn send(
+        &self,
+        written: u64,
+        flushed: u64,
+        applied: u64,
+        reply: bool,
+    ) -> Result<(), StreamError> {
+        let Some(send) = self.link.functions.walrcv_send else {
+            return Err(missing("walrcv_send"));
+        };
+        let mut status = [0u8; 34];
+        status[0] = b'r';
+        status[1..9].copy_from_slice(&written.to_be_bytes());
+        status[9..17].copy_from_slice(&flushed.to_be_bytes());
+        status[17..25].copy_from_slice(&applied.to_be_bytes());
+        status[25..33].copy_from_slice(&super::now().to_be_bytes());
+        status[33] = u8::from(reply);
+        // SAFETY: the connection is open; the bytes are copied before the call returns.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                send(self.link.connection, status.as_ptr().cast(), status.len() as i32);
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(disconnect) = self.functions.walrcv_disconnect {
+            // SAFETY: closed once; the pointer is not used again.
+            unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| disconnect(self.connection)) };
+        }
+    }
+}
+
+/// Splits a message of the streaming replication protocol.
+fn parse(bytes: &[u8]) -> Result<Received<'_>, StreamError> {
+    let number = |at: usize| {
+        bytes
+            .get(at..at + 8)
+            .and_then(|part| part.try_into().ok())
+            .map(u64::from_be_bytes)
+    };
+    match bytes[0] {
+        b'w' => match (number(1), number(9), number(17)) {
+            (Some(start), Some(wal_end), Some(sent_at)) => Ok(Received::Data {
+                start,
+                wal_end,
+                sent_at: sent_at as i64,
+                payload: &bytes[25..],
+            }),
+            _ => Err(StreamError::Protocol(b'w')),
+        },
+        b'k' => match (number(1), number(9), bytes.get(17)) {
+            (Some(wal_end), Some(sent_at), Some(reply)) => Ok(Received::Keepalive {
+                wal_end,
+                sent_at: sent_at as i64,
+                reply_requested: *reply != 0,
+            }),
+            _ => Err(StreamError::Protocol(b'k')),
+        },
+        other => Err(StreamError::Protocol(other)),
+    }
+}
+
+fn functions() -> Result<&'static pg_sys::WalReceiverFunctionsType, StreamError> {
+    // SAFETY: loading the library fills the global table of functions, which then never changes.
+    unsafe {
+        if pg_sys::WalReceiverFunctions.is_null() {
+            pg_sys::load_file(c"libpqwalreceiver".as_ptr(), false);
+        }
+        pg_sys::WalReceiverFunctions
+            .as_ref()
+            .ok_or_else(|| missing("libpqwalreceiver"))
+    }
+}
+
+fn missing(what: &str) -> StreamError {
+    StreamError::Connect(format!("the server's libpqwalreceiver does not offer {what}"))
+}
+
+/// # Safety
+/// `text` is null or nul-terminated.
+unsafe fn message(text: *const core::ffi::c_char) -> String {
+    if text.is_null() {
+        return "no reason given".to_owned();
+    }
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(text).to_string_lossy().trim().to_owned() }
+}

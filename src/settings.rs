@@ -1,0 +1,193 @@
+//! Every setting (GUC) of the extension, with its limits.
+
+use std::ffi::CString;
+use std::time::Duration;
+
+use crate::shared_state::layout;
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+static NODE_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static DATABASE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static STATE_DIRECTORY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static SLOT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(300_000);
+static MAX_NODES: GucSetting<i32> = GucSetting::<i32>::new(64);
+static MAX_SUBSCRIPTIONS: GucSetting<i32> = GucSetting::<i32>::new(32);
+static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
+static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
+static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+
+/// `ha.node_name`, if set.
+pub(crate) fn node_name() -> Option<String> {
+    text(&NODE_NAME)
+}
+
+/// `ha.database`, if set.
+pub(crate) fn database() -> Option<String> {
+    text(&DATABASE)
+}
+
+/// `ha.state_directory`, if set.
+pub(crate) fn state_directory() -> Option<String> {
+    text(&STATE_DIRECTORY)
+}
+
+/// `ha.connect_timeout`.
+pub(crate) fn connect_timeout() -> Duration {
+    milliseconds(&CONNECT_TIMEOUT)
+}
+
+/// `ha.slot_timeout`.
+pub(crate) fn slot_timeout() -> Duration {
+    milliseconds(&SLOT_TIMEOUT)
+}
+
+/// `ha.max_nodes`.
+pub(crate) fn max_nodes() -> i32 {
+    MAX_NODES.get()
+}
+
+/// `ha.max_subscriptions`.
+pub(crate) fn max_subscriptions() -> i32 {
+    MAX_SUBSCRIPTIONS.get()
+}
+
+/// `ha.events_max_size` in bytes.
+pub(crate) fn events_max_bytes() -> u64 {
+    u64::from(EVENTS_MAX_SIZE.get().unsigned_abs()) * 1024
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
+    let value = setting.get()?.to_string_lossy().trim().to_owned();
+    (!value.is_empty()).then_some(value)
+}
+
+fn milliseconds(setting: &GucSetting<i32>) -> Duration {
+    Duration::from_millis(u64::from(setting.get().unsigned_abs()))
+}
+
+/// Makes the settings known to the server. Called while it preloads the library.
+pub(crate) fn register() {
+    let plain = GucFlags::default();
+    GucRegistry::define_string_guc(
+        c"ha.node_name",
+        c"The name of the node that this server is.",
+        c"On a member of a group it says which one; elsewhere it is optional, and ha.node_create checks against it.",
+        &NODE_NAME,
+        GucContext::Postmaster,
+        plain,
+    );
+    GucRegistry::define_string_guc(
+        c"ha.database",
+        c"The database that replicates.",
+        c"Empty: the one in which the node was created.",
+        &DATABASE,
+        GucContext::Postmaster,
+        plain,
+    );
+    GucRegistry::define_string_guc(
+        c"ha.state_directory",
+        c"Where the node's identity and events are kept.",
+        c"Must lie outside the data directory, so that copying or rewinding that does not carry them along. \
+          Empty: the data directory's path with .ha appended.",
+        &STATE_DIRECTORY,
+        GucContext::Postmaster,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.connect_timeout",
+        c"How long to wait for another node to connect or to answer.",
+        c"",
+        &CONNECT_TIMEOUT,
+        100,
+        600_000,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.slot_timeout",
+        c"How long ha.sub_create waits for the provider to make a slot.",
+        c"The provider first waits for the transactions that are running on it.",
+        &SLOT_TIMEOUT,
+        1_000,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_nodes",
+        c"How many nodes this one can know, itself included.",
+        c"",
+        &MAX_NODES,
+        1,
+        1023,
+        GucContext::Postmaster,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_subscriptions",
+        c"How many subscriptions this node can have.",
+        c"",
+        &MAX_SUBSCRIPTIONS,
+        1,
+        layout::MAX_SUBSCRIPTIONS as i32,
+        GucContext::Postmaster,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_tracked_tables",
+        c"For how many tables counters are kept in shared memory.",
+        c"Further tables replicate as well; only their counters are missing.",
+        &MAX_TRACKED_TABLES,
+        16,
+        layout::MAX_TABLES as i32,
+        GucContext::Postmaster,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.retry_min",
+        c"How long a worker waits before its first retry.",
+        c"The wait doubles with every failure in a row, up to ha.retry_max.",
+        &RETRY_MIN,
+        10,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.retry_max",
+        c"The longest wait between two retries.",
+        c"",
+        &RETRY_MAX,
+        10,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.events_max_size",
+        c"How large the file behind ha.events may grow before it is rotated.",
+        c"One older file is kept beside it.",
+        &EVENTS_MAX_SIZE,
+        16,
+        1_048_576,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+}
+
+/// How long a worker waits before its first retry.
+pub(crate) fn retry_min() -> Duration {
+    Duration::from_millis(RETRY_MIN.get() as u64)
+}
+
+/// The longest wait between two retries.
+pub(crate) fn retry_max() -> Duration {
+    Duration::from_millis(RETRY_MAX.get() as u64)
+}
+
+/// For how many tables counters are kept.
+pub(crate) fn max_tracked_tables() -> usize {
+    usize::try_from(MAX_TRACKED_TABLES.get()).unwrap_or_default()
+}

@@ -1,0 +1,249 @@
+//! The applier: fed by its subscription's receiver through a queue, started by it, ending with it.
+//!
+//! One remote transaction is one local transaction, committed under the origin it came from, with the origin's
+//! position and time: the server keeps that progress atomically with the data, so that after any crash the stream goes
+//! on exactly where the data ends. Commits do not wait for the disk; what is reported as flushed does.
+//!
+//! It may block on a row that a local transaction has locked, and on nothing else but its latch. A small transaction
+//! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
+//! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
+
+mod report;
+mod tables;
+mod transaction;
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::progress::FlushTracker;
+use pgrx::prelude::*;
+
+use crate::catalog::{origins, plan};
+use crate::durable::events::{self, Severity};
+use crate::postgres::origin::Origin;
+use crate::postgres::queue::{Receiver, Taken};
+use crate::postgres::worker::{self, Caught};
+use crate::postgres::{self, latch};
+use crate::shared_state::{self, Status, layout};
+use crate::workers::receiver::{HEADER, KIND_DATA};
+use transaction::Apply;
+
+/// How long commits may stay undurable before this process looks for their flush (the WAL writer's own delay).
+const FLUSH_LOOK: Duration = Duration::from_millis(200);
+
+/// Shortest time between two signals to the receiver.
+const WAKE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Longest idle wait.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Times a transaction is tried again after a passing error before the stream starts over.
+const RETRIES: u32 = 5;
+
+pub(crate) fn run(index: usize, queue: u32) {
+    let Some(area) = shared_state::area() else {
+        worker::exit(0)
+    };
+    let Some(place) = area.subscriptions.get(index) else {
+        worker::exit(0)
+    };
+    if place
+        .applier_pid
+        .compare_exchange(0, worker::process_id(), AcqRel, Acquire)
+        .is_err()
+    {
+        worker::exit(0);
+    }
+    worker::at_exit(forget, index);
+    // The number of a queue whose maker is gone cannot be attached to; then there is nothing to do here.
+    let Some(queue) = Receiver::attach(queue) else {
+        worker::exit(0)
+    };
+    worker::connect(area.local.read(|local| local.database_oid));
+    settle();
+    let name = place.text.read(|text| text.name.as_str().to_owned());
+    if let Err(error) = serve(place, queue) {
+        let changed = place.set_status(Status::Failed);
+        place.set_action("waiting to try again");
+        if place.set_error(&error) || changed {
+            log!("pg_ha subscription \"{name}\" failed: {error}");
+            events::record(
+                "subscription",
+                Severity::Error,
+                &format!("subscription \"{name}\" failed: {error}"),
+                serde_json::json!({ "subscription": name }),
+            );
+        }
+    }
+    worker::exit(0);
+}
+
+fn forget(index: usize) {
+    if let Some(area) = shared_state::area() {
+        let place = &area.subscriptions[index];
+        place.applier_pid.store(0, Release);
+        latch::wake(place.receiver_pid.load(Acquire));
+        latch::wake(area.supervisor_pid.load(Acquire));
+    }
+}
+
+/// Settings under which changes are applied, whatever the server's, the database's and the roles' own are.
+fn settle() {
+    // Triggers and rules fire as on a replica: only those enabled as REPLICA or ALWAYS.
+    worker::set(c"session_replication_role", c"replica");
+    // Names come qualified.
+    worker::set(c"search_path", c"");
+    // Values that come as text are in the form that the provider's session wrote.
+    worker::set(c"datestyle", c"ISO");
+    worker::set(c"intervalstyle", c"postgres");
+    // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
+    worker::set(c"synchronous_commit", c"off");
+    // Nobody is there to answer for a slow statement or an idle transaction.
+    worker::set(c"statement_timeout", c"0");
+    worker::set(c"idle_in_transaction_session_timeout", c"0");
+    worker::set(c"lock_timeout", c"0");
+}
+
+/// Applies what comes until the receiver is gone.
+fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<(), String> {
+    let id = place.id.load(Acquire);
+    let subscription = super::read(|| plan::subscriptions(Some(id)))?
+        .pop()
+        .ok_or_else(|| "the subscription is not in the catalog any more".to_owned())?;
+    let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
+    let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
+    let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
+    let origin: Origin = super::read(|| origins::ensure(provider))?
+        .ok_or_else(|| "the replication origin could not be made".to_owned())?;
+    let mapping = super::read(origins::all)?;
+    worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
+    let start = origin.progress();
+    let since = PgTimestamp(subscription.created_at);
+    let mut apply = Apply::new(place, id, here, provider, start, mapping, since);
+    let mut positions = Positions {
+        tracker: FlushTracker::new(Lsn(start)),
+        place,
+        changed: false,
+        woken: Instant::now(),
+    };
+    loop {
+        worker::heed_signals();
+        match queue.take() {
+            Taken::Message(message) => take(&mut apply, &mut positions, message)?,
+            Taken::Detached => return Ok(()),
+            Taken::Empty => {
+                let next = positions.publish();
+                worker::report_statistics();
+                latch::wait(next);
+            }
+        }
+    }
+}
+
+/// One message of the queue.
+fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<(), String> {
+    let Some((head, payload)) = message.split_at_checked(HEADER) else {
+        return Err("the queue holds a message that is too short".to_owned());
+    };
+    if head[0] != KIND_DATA {
+        // Everything up to this position of the provider has passed through the queue before it.
+        let mut position = [0; 8];
+        position.copy_from_slice(&head[1..9]);
+        if !apply.in_transaction() {
+            positions.received(u64::from_le_bytes(position));
+        }
+        return Ok(());
+    }
+    let mut attempt = 0;
+    loop {
+        let whole = !apply.in_transaction();
+        match worker::catch(|| apply.frame(payload, attempt > 0, positions)) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => {
+                postgres::apply::abort();
+                return Err(format!("{error}{}", apply.where_it_stands()));
+            }
+            Err(caught) => {
+                let again = whole && attempt < RETRIES && passing(&caught);
+                if !again {
+                    return Err(format!("{}{}", caught.describe(), apply.where_it_stands()));
+                }
+                attempt += 1;
+                positions.place.retries.fetch_add(1, Relaxed);
+                apply.forget_open_transaction();
+                latch::wait(Duration::from_millis(10 << attempt));
+            }
+        }
+    }
+}
+
+/// Errors that another attempt may not meet: deadlock, serialization, a unique key that a local transaction took
+/// between our look and our insert, a lock or a statement that was cancelled.
+fn passing(caught: &Caught) -> bool {
+    matches!(
+        caught.sqlstate,
+        PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+            | PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+            | PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION
+            | PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+            | PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+    )
+}
+
+/// How far everything is, for the receiver to report and for `ha.status_subscriptions`.
+struct Positions {
+    tracker: FlushTracker,
+    place: &'static layout::Subscription,
+    changed: bool,
+    woken: Instant,
+}
+
+impl Positions {
+    fn committed(&mut self, remote_end: u64, local_end: u64) {
+        self.tracker.committed(Lsn(remote_end), Lsn(local_end));
+        layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
+        self.changed = true;
+    }
+
+    fn received(&mut self, position: u64) {
+        self.tracker.remote_received(Lsn(position));
+        layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
+        self.changed = true;
+    }
+
+    /// Looks what has become durable, and wakes the receiver if there is news and it was not woken just now: a signal
+    /// per transaction would cost more than the transaction's rows. Returns how long to wait before the next look.
+    fn publish(&mut self) -> Duration {
+        if self.tracker.has_pending() {
+            self.tracker.local_flushed(Lsn(postgres::flushed_wal()));
+        }
+        let flushed = self.tracker.flush().0;
+        self.changed |= flushed > self.place.flushed_lsn.load(Acquire);
+        layout::Subscription::raise(&self.place.flushed_lsn, flushed);
+        if self.changed {
+            let since = self.woken.elapsed();
+            if since < WAKE_PAUSE {
+                return WAKE_PAUSE - since;
+            }
+            self.changed = false;
+            self.woken = Instant::now();
+            latch::wake(self.place.receiver_pid.load(Acquire));
+        }
+        if self.tracker.has_pending() {
+            FLUSH_LOOK
+        } else {
+            IDLE
+        }
+    }
+}
+
+impl transaction::Progress for Positions {
+    fn committed(&mut self, remote_end: u64, local_end: u64) {
+        Positions::committed(self, remote_end, local_end);
+    }
+
+    fn received(&mut self, position: u64) {
+        Positions::received(self, position);
+    }
+}

@@ -1,0 +1,309 @@
+//! From messages to transactions: what each message does, and the judgement of each row.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pg_ha_model::{NodeId, PgTimestamp};
+use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Message, Truncate};
+use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
+use pg_ha_replication::stream::{StreamCheck, StreamError};
+
+use super::report::Conflicts;
+use super::tables::Tables;
+use crate::postgres::apply::table::RowChange;
+use crate::postgres::apply::{self, ApplyError, Found};
+use crate::shared_state::{self, layout};
+
+/// Who wants to know how far the stream is.
+pub(super) trait Progress {
+    /// A remote transaction ending at `remote_end` is the local one whose commit record ends at `local_end`.
+    fn committed(&mut self, remote_end: u64, local_end: u64);
+    /// Everything before this position of the provider has been dealt with.
+    fn received(&mut self, position: u64);
+}
+
+/// What ends the applier, PostgreSQL's own errors apart.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("the stream cannot be read: {0}")]
+    Codec(#[from] CodecError),
+    #[error("the stream is out of order: {0}")]
+    Order(#[from] StreamError),
+    #[error(transparent)]
+    Row(#[from] ApplyError),
+    #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
+    WrongProvider { found: NodeId, wanted: NodeId },
+    #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
+    ForeignOrigin(NodeId),
+}
+
+/// A remote transaction that is being applied.
+struct Open {
+    xid: u32,
+    end_lsn: u64,
+    origin_lsn: u64,
+    version: Version,
+    /// Nothing of it is applied: it was already, before a restart.
+    skip: bool,
+    changes: u64,
+}
+
+/// The state of the stream.
+pub(super) struct Apply {
+    place: &'static layout::Subscription,
+    here: NodeId,
+    provider: NodeId,
+    /// Up to here the origin's transactions are applied.
+    progress: u64,
+    /// The server's origin numbers and the nodes they stand for.
+    origins: HashMap<u16, NodeId>,
+    check: StreamCheck,
+    tables: Tables,
+    open: Option<Open>,
+    conflicts: Conflicts,
+    /// How far the provider had applied the others, as the stream told.
+    seen: SeenVersions,
+}
+
+impl Apply {
+    pub(super) fn new(
+        place: &'static layout::Subscription,
+        subscription_id: i32,
+        here: NodeId,
+        provider: NodeId,
+        progress: u64,
+        origins: HashMap<u16, NodeId>,
+        since: PgTimestamp,
+    ) -> Apply {
+        Apply {
+            place,
+            here,
+            provider,
+            progress,
+            origins,
+            check: StreamCheck::new(),
+            tables: Tables::new(subscription_id),
+            open: None,
+            conflicts: Conflicts::new(place),
+            seen: SeenVersions::new(since),
+        }
+    }
+
+    pub(super) fn in_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// For messages: which remote transaction is being applied.
+    pub(super) fn where_it_stands(&self) -> String {
+        match &self.open {
+            Some(open) => format!(
+                " (transaction {} of node {}, ending at {})",
+                open.xid,
+                open.version.origin,
+                pg_ha_model::Lsn(open.end_lsn)
+            ),
+            None => String::new(),
+        }
+    }
+
+    /// After an abort: the message that began the transaction will come again.
+    pub(super) fn forget_open_transaction(&mut self) {
+        self.open = None;
+        self.tables.forget_open();
+    }
+
+    /// Applies one frame. `again`: it has been begun before and failed, so its order has been checked already.
+    pub(super) fn frame(
+        &mut self,
+        frame: &[u8],
+        again: bool,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Failure> {
+        let mut decoder = Decoder::new(frame);
+        while let Some(message) = decoder.next()? {
+            if !again {
+                self.check.observe(&message)?;
+            }
+            self.message(&message, progress)?;
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, message: &Message<'_>, progress: &mut dyn Progress) -> Result<(), Failure> {
+        match message {
+            Message::Hello(hello) => {
+                if hello.node_id != self.provider {
+                    return Err(Failure::WrongProvider {
+                        found: hello.node_id,
+                        wanted: self.provider,
+                    });
+                }
+                let version = hello.extension_version;
+                shared_state::update_node(u32::from(self.provider.get()), |view| {
+                    view.server_version_num = hello.server_version_num;
+                    view.extension_version.set(version);
+                });
+            }
+            Message::Begin(begin) => self.begin(begin)?,
+            Message::Commit(commit) => self.commit(commit, progress),
+            Message::Relation(relation) => self.tables.describe(relation),
+            Message::Insert(insert) => {
+                self.row(
+                    insert.relation,
+                    Operation::Insert,
+                    &RowChange::Insert(&insert.new),
+                )?;
+            }
+            Message::Update(update) => {
+                let old = update.old.as_ref().map(|(kind, tuple)| (*kind, tuple));
+                self.row(
+                    update.relation,
+                    Operation::Update,
+                    &RowChange::Update(old, &update.new),
+                )?;
+            }
+            Message::Delete(delete) => {
+                self.row(
+                    delete.relation,
+                    Operation::Delete,
+                    &RowChange::Delete(delete.old.0, &delete.old.1),
+                )?;
+            }
+            Message::Truncate(truncate) => self.truncate(truncate)?,
+            Message::Logical(logical) => {
+                if !logical.transactional && self.open.is_none() {
+                    progress.received(logical.lsn.0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
+        if begin.origin != self.provider {
+            return Err(Failure::ForeignOrigin(begin.origin));
+        }
+        for seen in begin.seen.iter() {
+            self.seen.advance(seen.origin, seen.timestamp);
+        }
+        let skip = begin.origin_lsn.0 <= self.progress;
+        if !skip {
+            apply::begin();
+        }
+        self.open = Some(Open {
+            xid: begin.xid,
+            end_lsn: begin.end_lsn.0,
+            origin_lsn: begin.origin_lsn.0,
+            version: Version {
+                timestamp: begin.commit_ts,
+                origin: begin.origin,
+            },
+            skip,
+            changes: 0,
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) {
+        let Some(open) = self.open.take() else { return };
+        self.tables.close();
+        if open.skip {
+            progress.received(commit.end_lsn.0);
+            return;
+        }
+        let local_end = apply::commit(open.origin_lsn, open.version.timestamp.0);
+        self.progress = open.origin_lsn;
+        self.place.transactions.fetch_add(1, Relaxed);
+        self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
+        progress.committed(open.end_lsn, local_end);
+    }
+
+    fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
+        if self.open.as_ref().is_none_or(|open| open.skip) {
+            return Ok(());
+        }
+        self.tables.close();
+        let ids: Vec<u32> = truncate.relations.iter().collect();
+        for id in &ids {
+            self.tables.resolve(*id)?;
+        }
+        let targets = ids
+            .iter()
+            .map(|id| self.tables.target(*id))
+            .collect::<Result<Vec<_>, _>>()?;
+        apply::truncate(
+            &targets,
+            truncate.flags & Truncate::CASCADE != 0,
+            truncate.flags & Truncate::RESTART_SEQS != 0,
+        );
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        relation: u32,
+        operation: Operation,
+        change: &RowChange<'_, '_>,
+    ) -> Result<(), Failure> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if open.skip {
+            return Ok(());
+        }
+        open.changes += 1;
+        let remote = open.version;
+        let (target, table, counters) = self.tables.open(relation)?;
+        let (origins, here, seen) = (&self.origins, self.here, &self.seen);
+        let mut standing = None;
+        let decision = table.apply(target, change, &mut |found| {
+            let local = local(found, origins, here);
+            standing = Some(local);
+            conflict::decide(operation, remote, local, |version| seen.covers(version))
+        })?;
+        if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
+            self.conflicts
+                .note(conflict, &target.name, remote, local, counters);
+        }
+        self.count(operation, &decision, counters);
+        Ok(())
+    }
+
+    fn count(
+        &self,
+        operation: Operation,
+        decision: &Decision,
+        counters: Option<&'static layout::TableCounters>,
+    ) {
+        if !apply::writes(decision.action) {
+            self.place.skipped.fetch_add(1, Relaxed);
+            return;
+        }
+        let (total, of_table) = match operation {
+            Operation::Insert => (&self.place.inserted, counters.map(|counters| &counters.inserted)),
+            Operation::Update => (&self.place.updated, counters.map(|counters| &counters.updated)),
+            Operation::Delete => (&self.place.deleted, counters.map(|counters| &counters.deleted)),
+        };
+        total.fetch_add(1, Relaxed);
+        if let Some(of_table) = of_table {
+            of_table.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as
+/// older than everything; one written without a known origin is the local group's.
+fn local(found: Found, origins: &HashMap<u16, NodeId>, here: NodeId) -> Local {
+    match found {
+        Found::Missing => Local::Missing,
+        Found::Own => Local::SameTransaction,
+        Found::Row { timestamp, origin } => Local::Present(LocalRow {
+            version: Version {
+                timestamp: timestamp.map_or(PgTimestamp(i64::MIN), PgTimestamp),
+                origin: if origin == 0 {
+                    here
+                } else {
+                    origins.get(&origin).copied().unwrap_or(here)
+                },
+            },
+        }),
+    }
+}

@@ -1,0 +1,320 @@
+//! The receiver: one per enabled subscription, started by the supervisor.
+//!
+//! It connects to the provider, starts the stream where this node's progress of the provider's origin ends, starts an
+//! applier and feeds it through a queue in dynamic shared memory, and reports to the provider how far the applier is.
+//! When the queue is full it stops reading (the provider then waits too) but goes on reporting, so that a slow applier
+//! is not taken for a dead subscriber. It blocks on its latch and its socket only; connecting waits for the network,
+//! interruptibly. It ends when it is told to, when the provider ends the stream, or when its applier is gone; the
+//! supervisor starts a new one. Nothing of it survives a crash and nothing needs to: progress is kept with the data.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use pg_ha_model::NodeId;
+use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
+use pg_ha_replication::options::PluginOptions;
+use pgrx::prelude::*;
+
+use crate::catalog::plan::PlannedSubscription;
+use crate::catalog::{origins, plan};
+use crate::durable::events::{self, Severity};
+use crate::postgres::origin::Origin;
+use crate::postgres::queue::{Sender, Sent};
+use crate::postgres::walreceiver::{Connection, Received, StatusSender, StreamError};
+use crate::postgres::{self, worker};
+use crate::shared_state::{self, Status, layout};
+
+/// Bytes of the queue to the applier: enough to keep it busy while this process waits for the network, small enough to
+/// count.
+const QUEUE_SIZE: usize = 4 * 1024 * 1024;
+
+/// Longest time between two reports to the provider (native replication's wal_receiver_status_interval).
+const REPORT: Duration = Duration::from_secs(10);
+
+/// Head of a message to the applier: its kind, and where the provider's WAL was.
+pub(crate) const HEADER: usize = 25;
+pub(crate) const KIND_DATA: u8 = b'd';
+pub(crate) const KIND_POSITION: u8 = b'p';
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("could not connect to the provider: {0}")]
+    Unreachable(String),
+    #[error("the provider refused to stream: {0}")]
+    Refused(String),
+    #[error("the connection to the provider was lost: {0}")]
+    Lost(String),
+    #[error("the provider ended the stream")]
+    Closed,
+    #[error("the applier ended")]
+    ApplierGone,
+    #[error("all max_worker_processes are in use, so no applier can be started")]
+    NoWorker,
+    #[error("reading the subscription failed: {0}")]
+    Catalog(String),
+}
+
+impl Ended {
+    /// What the subscription shows.
+    fn status(&self) -> Option<Status> {
+        match self {
+            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::NoWorker => Some(Status::Down),
+            Ended::Refused(_) | Ended::Catalog(_) => Some(Status::Failed),
+            // The applier has said why.
+            Ended::ApplierGone => None,
+        }
+    }
+}
+
+pub(crate) fn run(index: usize) {
+    let Some(area) = shared_state::area() else {
+        worker::exit(0)
+    };
+    let Some(place) = area.subscriptions.get(index) else {
+        worker::exit(0)
+    };
+    if place
+        .receiver_pid
+        .compare_exchange(0, worker::process_id(), AcqRel, Acquire)
+        .is_err()
+    {
+        worker::exit(0);
+    }
+    worker::at_exit(forget, index);
+    if !place.is_wanted() {
+        worker::exit(0);
+    }
+    worker::connect(area.local.read(|local| local.database_oid));
+    let (name, ended) = serve(index, place);
+    if let Some(status) = ended.status() {
+        let text = ended.to_string();
+        let changed = place.set_status(status);
+        if place.set_error(&text) || changed {
+            log!("pg_ha subscription \"{name}\" is {}: {text}", status.as_str());
+            record(&name, Severity::Warning, status.as_str(), &text);
+        }
+        place.set_action("waiting to try again");
+    }
+    worker::exit(0);
+}
+
+fn forget(index: usize) {
+    if let Some(area) = shared_state::area() {
+        area.subscriptions[index].receiver_pid.store(0, Release);
+        postgres::latch::wake(area.supervisor_pid.load(Acquire));
+    }
+}
+
+fn record(name: &str, severity: Severity, status: &str, text: &str) {
+    events::record(
+        "subscription",
+        severity,
+        &format!("subscription \"{name}\" is {status}: {text}"),
+        serde_json::json!({ "subscription": name, "status": status }),
+    );
+}
+
+/// Streams until that ends; returns the subscription's name and why.
+fn serve(index: usize, place: &'static layout::Subscription) -> (String, Ended) {
+    let id = place.id.load(Acquire);
+    let shown = place.text.read(|text| text.name.as_str().to_owned());
+    let (subscription, origin) = match prepare(id) {
+        Ok(prepared) => prepared,
+        Err(error) => return (shown, Ended::Catalog(error)),
+    };
+    place.set_action("connecting");
+    let ended = match worker::catch(|| stream(index, place, &subscription, origin)) {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(ended)) => ended,
+        Err(caught) => Ended::Lost(caught.describe()),
+    };
+    (subscription.name, ended)
+}
+
+/// Reads the subscription and sees that its origin exists.
+fn prepare(id: i32) -> Result<(PlannedSubscription, Origin), String> {
+    let subscription = super::read(|| plan::subscriptions(Some(id)))?
+        .pop()
+        .ok_or_else(|| "it is not in the catalog any more".to_owned())?;
+    let node = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
+    let origin = super::read(|| origins::ensure(node))?
+        .ok_or_else(|| "its replication origin could not be made".to_owned())?;
+    Ok((subscription, origin))
+}
+
+/// There is no good end of a stream.
+enum Never {}
+
+fn stream(
+    index: usize,
+    place: &'static layout::Subscription,
+    subscription: &PlannedSubscription,
+    origin: Origin,
+) -> Result<Never, Ended> {
+    let local =
+        shared_state::local_node().ok_or_else(|| Ended::Catalog("this server is no node".to_owned()))?;
+    let application_name = format!("pg_ha {} {}", local.node_name.as_str(), subscription.name);
+    let mut connection = Connection::open(&subscription.dsn, &application_name)
+        .map_err(|error| Ended::Unreachable(hide(&subscription.dsn, &error)))?;
+    let options = PluginOptions {
+        proto_min: PROTOCOL_MIN,
+        proto_max: PROTOCOL_MAX,
+        server_version_num: postgres::server::version_number(),
+        extension_version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_id: NodeId::new(local.node_id).map_err(|error| Ended::Catalog(error.to_string()))?,
+        node_name: local.node_name.as_str().to_owned(),
+        encoding: postgres::server::encoding(),
+        replication_sets: subscription.replication_sets.clone(),
+        forward_origins: subscription.forward_origins.clone(),
+    };
+    let start = origin.progress();
+    connection
+        .start(&subscription.slot_name, start, &options.to_pairs())
+        .map_err(|error| {
+            Ended::Refused(format!(
+                "{} (slot \"{}\")",
+                hide(&subscription.dsn, &error),
+                subscription.slot_name
+            ))
+        })?;
+    let (mut queue, number) = Sender::create(QUEUE_SIZE);
+    layout::Subscription::raise(&place.received_lsn, start);
+    layout::Subscription::raise(&place.applied_lsn, start);
+    worker::start_applier(index, number).ok_or(Ended::NoWorker)?;
+    let recovered = place.status() != Status::Replicating;
+    place.set_status(Status::Replicating);
+    place.clear_error();
+    place.set_action("streaming");
+    if recovered {
+        log!(
+            "pg_ha subscription \"{}\" replicates from node \"{}\"",
+            subscription.name,
+            subscription.provider_name
+        );
+        record(
+            &subscription.name,
+            Severity::Info,
+            "replicating",
+            "the stream has started",
+        );
+    }
+    pump(place, subscription, &mut connection, &mut queue)
+}
+
+/// Moves messages from the provider to the applier, and positions back.
+fn pump(
+    place: &'static layout::Subscription,
+    subscription: &PlannedSubscription,
+    connection: &mut Connection,
+    queue: &mut Sender,
+) -> Result<Never, Ended> {
+    let lost = |error: StreamError| Ended::Lost(hide(&subscription.dsn, &error));
+    let mut reporter = Reporter::new(connection.status_sender());
+    let mut waited_for_applier = Instant::now();
+    loop {
+        worker::heed_signals();
+        if !place.is_wanted() {
+            worker::exit(0);
+        }
+        let mut reply_now = false;
+        loop {
+            let (kind, position, wal_end, sent_at, payload) = match connection.receive().map_err(lost)? {
+                Received::Nothing => break,
+                Received::End => return Err(Ended::Closed),
+                Received::Data {
+                    start,
+                    wal_end,
+                    sent_at,
+                    payload,
+                } => (KIND_DATA, start, wal_end, sent_at, payload),
+                Received::Keepalive {
+                    wal_end,
+                    sent_at,
+                    reply_requested,
+                } => {
+                    reply_now |= reply_requested;
+                    (KIND_POSITION, wal_end, wal_end, sent_at, &[][..])
+                }
+            };
+            layout::Subscription::raise(&place.provider_lsn, wal_end);
+            place.last_message.store(postgres::now(), Relaxed);
+            let head = header(kind, position, wal_end, sent_at);
+            let mut sent = queue.send(&head, payload);
+            while sent == Sent::Full {
+                // Nothing is received before the queue has taken this; an applier that waits for a lock must not
+                // look like a dead subscriber meanwhile.
+                let until = reporter.report(place, false).map_err(lost)?;
+                postgres::latch::wait(until.min(Duration::from_secs(1)));
+                worker::heed_signals();
+                if !place.is_wanted() {
+                    worker::exit(0);
+                }
+                sent = queue.send(&head, payload);
+            }
+            if sent == Sent::Detached {
+                return Err(Ended::ApplierGone);
+            }
+            layout::Subscription::raise(&place.received_lsn, position);
+        }
+        if place.applier_pid.load(Acquire) != 0 {
+            waited_for_applier = Instant::now();
+        } else if waited_for_applier.elapsed() > Duration::from_secs(10) {
+            return Err(Ended::ApplierGone);
+        }
+        let until = reporter.report(place, reply_now).map_err(lost)?;
+        connection.wait(until.min(Duration::from_secs(1)));
+    }
+}
+
+/// What the provider has been told.
+struct Reporter {
+    sender: StatusSender,
+    told: (u64, u64, u64),
+    at: Instant,
+}
+
+impl Reporter {
+    fn new(sender: StatusSender) -> Reporter {
+        Reporter {
+            sender,
+            told: (0, 0, 0),
+            at: Instant::now(),
+        }
+    }
+
+    /// Reports if there is news, if the provider asked or if it is time; returns how long until the next time.
+    fn report(&mut self, place: &layout::Subscription, now: bool) -> Result<Duration, StreamError> {
+        let flushed = place.flushed_lsn.load(Acquire);
+        let applied = place.applied_lsn.load(Acquire).max(flushed);
+        let received = place.received_lsn.load(Acquire).max(applied);
+        let news = (received, flushed, applied);
+        if now || news != self.told || self.at.elapsed() >= REPORT {
+            self.sender.send(received, flushed, applied, false)?;
+            self.told = news;
+            self.at = Instant::now();
+        }
+        Ok(REPORT.saturating_sub(self.at.elapsed()))
+    }
+}
+
+fn header(kind: u8, position: u64, wal_end: u64, sent_at: i64) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[0] = kind;
+    header[1..9].copy_from_slice(&position.to_le_bytes());
+    header[9..17].copy_from_slice(&wal_end.to_le_bytes());
+    header[17..25].copy_from_slice(&sent_at.to_le_bytes());
+    header
+}
+
+/// An error's text, without the secrets that libpq might have repeated from the connection string.
+fn hide(dsn: &str, error: &StreamError) -> String {
+    let text = error.to_string();
+    match pg_ha_model::Conninfo::parse(dsn) {
+        Ok(parsed) => match parsed.get("password") {
+            Some(password) if !password.is_empty() => text.replace(password, "********"),
+            _ => text,
+        },
+        Err(_) => text,
+    }
+}

@@ -1,0 +1,326 @@
+//! The supervisor: one per server, started by the postmaster once recovery is over, started again a second after it
+//! ends.
+//!
+//! It waits until this server has an identity, connects to the identity's database, publishes who this node is and
+//! which nodes it knows, and keeps a receiver running for every enabled subscription (which starts its own applier),
+//! with a growing delay while one keeps failing. `ha.*` functions that change the catalogs wake it at their commit.
+//! It blocks on nothing but its latch. When the identity ends it exits, since a worker cannot leave a database
+//! otherwise, and its successor waits anew. If it crashes, the server starts everything again; nothing of it is
+//! state.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::{Duration, Instant};
+
+use pg_ha_model::{Backoff, Millis};
+use pgrx::prelude::*;
+
+use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
+use crate::durable::events::{self, Severity};
+use crate::durable::identity::{self, Identity};
+use crate::durable::leftovers;
+use crate::postgres::{latch, worker};
+use crate::settings;
+use crate::shared_state::{self, Status, layout, subscription};
+
+/// Longest time between two looks at everything.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Time between two tries to undo what ended subscriptions left on other nodes.
+const CLEANING: Duration = Duration::from_secs(15);
+
+/// A worker that ran for so long was not failing: its next failure starts with the shortest delay again.
+const HEALTHY: Duration = Duration::from_secs(30);
+
+/// What the supervisor remembers of one subscription.
+struct Kept {
+    place: usize,
+    backoff: Backoff,
+    started: Option<Instant>,
+    next_start: Instant,
+    /// What the workers were started with; a change of it restarts them.
+    fingerprint: String,
+}
+
+impl Kept {
+    /// Takes a place in shared memory for a new subscription. None when all are taken; `ha.sub_create` refuses more
+    /// subscriptions than there are places.
+    fn claim(subscription: &PlannedSubscription) -> Option<Kept> {
+        let place = subscription::claim(
+            subscription.id,
+            subscription.provider_node as u32,
+            &subscription.name,
+            &subscription.slot_name,
+            &subscription.provider_name,
+        )?;
+        let backoff = Backoff::new(
+            Millis(settings::retry_min().as_millis() as u64),
+            Millis(settings::retry_max().as_millis() as u64),
+        );
+        Some(Kept {
+            place,
+            backoff,
+            started: None,
+            next_start: Instant::now(),
+            fingerprint: fingerprint(subscription),
+        })
+    }
+}
+
+pub(crate) fn run() {
+    let Some(area) = shared_state::area() else {
+        worker::exit(0)
+    };
+    area.supervisor_pid.store(worker::process_id(), Release);
+    worker::at_exit(forget, 0);
+    let identity = wait_for_identity(area);
+    worker::connect(identity.database_oid);
+    let mut kept: HashMap<i32, Kept> = HashMap::new();
+    let mut planned = Vec::new();
+    let mut generation = None;
+    let mut last_cleaning = None;
+    loop {
+        worker::heed_signals();
+        let current = area.catalog_generation.load(Acquire);
+        if generation != Some(current) {
+            match look(&identity) {
+                Ok(Some((nodes, subscriptions))) => {
+                    publish(&identity, &nodes);
+                    planned = subscriptions;
+                    generation = Some(current);
+                    area.seen_generation.store(current, Release);
+                }
+                Ok(None) => {
+                    stop_everything(area);
+                    give_up(area, current, "");
+                }
+                Err(error) => {
+                    // The extension may be about to be dropped or upgraded: try again when something changes.
+                    stop_everything(area);
+                    give_up(area, current, &error);
+                }
+            }
+        }
+        let next = supervise(area, &planned, &mut kept);
+        if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
+            last_cleaning = Some(Instant::now());
+            if !leftovers::is_empty() {
+                worker::start_cleaner();
+            }
+        }
+        latch::wait(next);
+    }
+}
+
+fn forget(_: usize) {
+    if let Some(area) = shared_state::area() {
+        area.supervisor_pid.store(0, Release);
+    }
+}
+
+/// Waits until there is an identity, and one that has not been found to be nobody's since the catalogs last changed.
+fn wait_for_identity(area: &layout::Area) -> Identity {
+    let mut complained = String::new();
+    loop {
+        worker::heed_signals();
+        let stale = area.local.read(|local| local.node_id == u32::MAX)
+            && area.seen_generation.load(Acquire) == area.catalog_generation.load(Acquire);
+        match identity::on_disk() {
+            Ok(Some(found)) if !stale => return found,
+            Ok(_) => {}
+            Err(error) => {
+                let error = error.to_string();
+                if error != complained {
+                    log!("pg_ha cannot read who this server is: {error}");
+                    area.local.write(|local| local.trouble.set(&error));
+                    complained = error;
+                }
+            }
+        }
+        latch::wait(LOOK);
+    }
+}
+
+/// The known nodes and the subscriptions, if the identity is one of the nodes.
+#[allow(clippy::type_complexity)]
+fn look(identity: &Identity) -> Result<Option<(Vec<KnownNode>, Vec<PlannedSubscription>)>, String> {
+    super::read(|| {
+        let installed = Spi::connect(|client| {
+            let rows = client.select("SELECT to_regclass('ha.node_catalog') IS NOT NULL", Some(1), &[])?;
+            rows.first().get_one::<bool>()
+        })?;
+        if installed != Some(true) {
+            return Ok(None);
+        }
+        let nodes = plan::nodes()?;
+        if !nodes.iter().any(|node| node.uid == identity.node_uid) {
+            return Ok(None);
+        }
+        Ok(Some((nodes, plan::subscriptions(None)?)))
+    })
+}
+
+fn publish(identity: &Identity, nodes: &[KnownNode]) {
+    if let Some(area) = shared_state::area() {
+        area.local.write(|local| {
+            local.node_id = identity.node_id as u32;
+            local.database_oid = identity.database_oid;
+            local.node_name.set(&identity.node_name);
+            local.group_name.set(&identity.group_name);
+            local.trouble.clear();
+        });
+    }
+    let views: Vec<layout::NodeView> = nodes
+        .iter()
+        .take((settings::max_nodes().max(1) as usize).min(layout::MAX_NODES))
+        .map(layout::NodeView::new)
+        .collect();
+    shared_state::publish_nodes(&views);
+}
+
+/// Ends the supervisor because the identity is nobody's (any more).
+fn give_up(area: &layout::Area, generation: u64, trouble: &str) -> ! {
+    area.local.write(|local| {
+        // Not a node, and not to be tried again before the catalogs change.
+        local.node_id = u32::MAX;
+        local.trouble.set(trouble);
+    });
+    shared_state::publish_nodes(&[]);
+    area.seen_generation.store(generation, Release);
+    if !trouble.is_empty() {
+        log!("pg_ha pauses until its catalogs change: {trouble}");
+    }
+    worker::exit(1)
+}
+
+fn stop_everything(area: &layout::Area) {
+    for place in &area.subscriptions {
+        if place.id.load(Acquire) != 0 {
+            place.stop();
+            place.wake_workers_to_end();
+            place.release();
+        }
+    }
+}
+
+/// Brings the workers in line with the plan; returns how long nothing will have to be done.
+fn supervise(
+    area: &layout::Area,
+    planned: &[PlannedSubscription],
+    kept: &mut HashMap<i32, Kept>,
+) -> Duration {
+    let mut next = LOOK;
+    drop_unplanned(area, planned, kept);
+    for subscription in planned {
+        let tended = match kept.entry(subscription.id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => match Kept::claim(subscription) {
+                Some(claimed) => free.insert(claimed),
+                None => continue,
+            },
+        };
+        next = next.min(tend(&area.subscriptions[tended.place], subscription, tended));
+    }
+    next
+}
+
+/// Ends the workers of subscriptions that are no longer there, and gives their places back once they are gone.
+fn drop_unplanned(area: &layout::Area, planned: &[PlannedSubscription], kept: &mut HashMap<i32, Kept>) {
+    for place in &area.subscriptions {
+        let id = place.id.load(Acquire);
+        if id != 0 && !planned.iter().any(|subscription| subscription.id == id) {
+            place.stop();
+            if place.has_workers() {
+                place.wake_workers_to_end();
+            } else {
+                place.release();
+                kept.remove(&id);
+            }
+        }
+    }
+}
+
+/// What restarts the workers when it changes.
+fn fingerprint(subscription: &PlannedSubscription) -> String {
+    format!(
+        "{}\n{}\n{}\n{}",
+        subscription.dsn,
+        subscription.slot_name,
+        subscription.replication_sets.join("\n"),
+        subscription.forward_origins.join("\n")
+    )
+}
+
+fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: &mut Kept) -> Duration {
+    let now = Instant::now();
+    let print = fingerprint(subscription);
+    if kept.fingerprint != print {
+        kept.fingerprint = print;
+        kept.backoff.reset();
+        kept.next_start = now;
+        place.wake_workers_to_end();
+    }
+    if !subscription.enabled {
+        place.stop();
+        place.wake_workers_to_end();
+        if place.set_status(Status::Disabled) {
+            place.clear_error();
+            place.set_action("disabled");
+            record(subscription, Severity::Info, "disabled");
+        }
+        kept.backoff.reset();
+        kept.next_start = now;
+        return LOOK;
+    }
+    if place.status() == Status::Disabled {
+        place.set_status(Status::Initializing);
+        record(subscription, Severity::Info, "enabled");
+    }
+    if place.has_workers() {
+        return LOOK;
+    }
+    if let Some(started) = kept.started.take() {
+        if now.duration_since(started) >= HEALTHY {
+            kept.backoff.reset();
+        }
+        kept.next_start = now + Duration::from_millis(kept.backoff.next().0);
+    }
+    if now < kept.next_start {
+        return kept.next_start - now;
+    }
+    place.wanted.store(1, Release);
+    kept.started = Some(now);
+    if worker::start_receiver(kept.place).is_none() && place.set_error("no free background worker") {
+        log!(
+            "pg_ha subscription \"{}\" cannot start: all max_worker_processes are in use",
+            subscription.name
+        );
+        place.set_status(Status::Down);
+    }
+    // The receiver says that it runs once it does; a start that fails shows as workers missing at the next look.
+    Duration::from_millis(500)
+}
+
+fn record(subscription: &PlannedSubscription, severity: Severity, what: &str) {
+    events::record(
+        "subscription",
+        severity,
+        &format!("subscription \"{}\" {what}", subscription.name),
+        serde_json::json!({ "subscription": subscription.name, "provider": subscription.provider_name }),
+    );
+}
+
+impl layout::NodeView {
+    fn new(node: &KnownNode) -> layout::NodeView {
+        let mut view = layout::NodeView {
+            node_id: node.node_id as u32,
+            ..Default::default()
+        };
+        view.node_name.set(&node.node_name);
+        view.group_name.set(&node.group_name);
+        view.region.set(node.region.as_deref().unwrap_or_default());
+        view.kind.set(&node.kind);
+        view
+    }
+}
