@@ -155,12 +155,16 @@ pub(crate) fn inventory(node: &Node, database: &str) -> Result<String> {
 }
 
 pub(crate) fn left_nothing(node: &Node, database: &str, before: &str) -> Result<()> {
+    // A slot goes away with the connection that made it, which may take the other server a moment.
+    left_nothing_within(node, database, before, Duration::from_secs(10))
+}
+
+pub(crate) fn left_nothing_within(node: &Node, database: &str, before: &str, limit: Duration) -> Result<()> {
     let what = format!(
         "{} is as it was (slots | origins | nodes | subscriptions | sets | set tables)",
         node.name
     );
-    // A slot goes away with the connection that made it, which may take the other server a moment.
-    wait::until(&what, Duration::from_secs(10), || {
+    wait::until(&what, limit, || {
         let now = inventory(node, database)?;
         Ok(Probe::when(now == before, format!("{now}, it was {before}")))
     })
