@@ -219,15 +219,20 @@ impl Cluster {
             literal(&from.name),
             PATIENCE.as_secs()
         );
-        match to.text(&self.database, &waiting)?.as_str() {
-            "t" => Ok(()),
-            other => bail!(
-                "{} had not applied what {} sent before {lsn} within {} s (the answer was {other:?})",
-                to.name,
-                from.name,
-                PATIENCE.as_secs()
-            ),
+        if to.text(&self.database, &waiting)? == "t" {
+            return Ok(());
         }
+        let why = format!(
+            "SELECT subscription_name, status, applied_lsn, last_error FROM ha.status_subscriptions WHERE provider_node = {}",
+            literal(&from.name)
+        );
+        bail!(
+            "{} had not applied what {} sent before {lsn} within {} s; its subscription: {}",
+            to.name,
+            from.name,
+            PATIENCE.as_secs(),
+            sql::show(&to.rows(&self.database, &why)?)
+        )
     }
 
     /// `sync` over all pairs.

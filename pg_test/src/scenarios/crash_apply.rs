@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::support::wait_no_lag;
 use crate::cluster::{Cluster, Plan};
 use crate::compare;
-use crate::node::Node;
+use crate::node::{Node, Stop};
 use crate::scenario::{Scenario, Stage};
 use crate::wait::{self, PATIENCE, Probe};
 use crate::workload::{self, Branches, Schema, TABLES, Writer};
@@ -18,6 +18,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "crash_apply_worker",
         story: "kill -9 of an applier or receiver under load loses rows, repeats them, or replication never comes back",
         run: kill_workers,
+        needs: &[],
+        stock: false,
+        weight: 2,
+    },
+    Scenario {
+        name: "crash_apply_terminate",
+        story: "a worker ended by pg_terminate_backend does not come back, or takes the whole instance with it",
+        run: terminate_workers,
         needs: &[],
         stock: false,
         weight: 2,
@@ -34,9 +42,46 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 
 const SCHEMA: (u64, usize) = (3, 3);
 
+/// SIGTERM, as pg_terminate_backend sends it: the worker comes back, and nobody else notices.
+fn terminate_workers(stage: &Stage) -> Result<()> {
+    under_load(stage, |node| {
+        let mut bystander = node.session("postgres")?;
+        let kinds = ["pg_ha applier", "pg_ha receiver", "pg_ha supervisor"];
+        let kind = stage.pick(&kinds).context("a kind of worker")?;
+        let ended = node.rows(
+            "postgres",
+            &format!("SELECT pg_terminate_backend(pid, 10000), pid FROM pg_stat_activity WHERE backend_type = '{kind}'"),
+        )?;
+        anyhow::ensure!(!ended.is_empty(), "there was no {kind} on {}", node.name);
+        for row in &ended {
+            anyhow::ensure!(
+                row[0].as_deref() == Some("t"),
+                "a {kind} on {} ignored SIGTERM for 10 s",
+                node.name
+            );
+        }
+        let mut polling = node.polling("postgres");
+        let running = format!("SELECT count(*) FROM pg_stat_activity WHERE backend_type = '{kind}'");
+        wait::until(
+            &format!("every terminated {kind} of {} is back", node.name),
+            PATIENCE,
+            || {
+                let count = crate::sql::show(&polling.rows(&running)?);
+                Ok(Probe::when(
+                    count == ended.len().to_string(),
+                    format!("{count} of {}", ended.len()),
+                ))
+            },
+        )?;
+        bystander
+            .exec("SELECT 1")
+            .context("ending one worker took other sessions with it")
+    })
+}
+
 fn kill_workers(stage: &Stage) -> Result<()> {
     under_load(stage, |node| {
-        let kinds = ["pg_ha applier", "pg_ha receiver"];
+        let kinds = ["pg_ha applier", "pg_ha receiver", "pg_ha supervisor", "walsender"];
         let kind = stage.pick(&kinds).context("a kind of worker")?;
         node.kill_backend(kind)?;
         node.wait_accepting()
@@ -45,7 +90,11 @@ fn kill_workers(stage: &Stage) -> Result<()> {
 
 fn kill_servers(stage: &Stage) -> Result<()> {
     under_load(stage, |node| {
-        node.kill_server()?;
+        match stage.random(0..4) {
+            0 => node.stop(Stop::Fast)?,
+            1 => node.stop(Stop::Immediate)?,
+            _ => node.kill_server()?,
+        }
         wait::let_run(Duration::from_millis(stage.random(0..1500)))?;
         node.start()
     })

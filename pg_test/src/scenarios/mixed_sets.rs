@@ -19,6 +19,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         weight: 1,
     },
     Scenario {
+        name: "mixed_sets_mesh_at_once",
+        story: "nodes that subscribe to one another at the same moment wait for each other for ever",
+        run: mesh_at_once,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
         name: "mixed_sets_drops",
         story: "a node or subscription is dropped half: others still need it, or its slot keeps WAL for ever",
         run: drops,
@@ -135,6 +143,39 @@ fn sets(stage: &Stage) -> Result<()> {
     one.exec(database, "INSERT INTO b VALUES (1, 1, 1)")?;
     cluster.sync(1, 2)?;
     compare::identical(&cluster, &["b"])
+}
+
+fn mesh_at_once(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(TABLES)?;
+    add_everywhere(&cluster, "default", &["a"])?;
+    let shared = &*cluster;
+    let outcomes: Vec<Result<String>> = std::thread::scope(|scope| {
+        let pairs = shared
+            .pairs()
+            .into_iter()
+            .map(|(from, to)| (from.number, to.number));
+        let running: Vec<_> = pairs
+            .map(|(from, to)| scope.spawn(move || shared.subscribe(from, to)))
+            .collect();
+        let ended = running.into_iter().map(|thread| thread.join());
+        ended
+            .map(|outcome| outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked"))))
+            .collect()
+    });
+    outcomes.into_iter().collect::<Result<Vec<String>>>()?;
+    cluster.wait_replicating()?;
+    for node in &cluster.nodes {
+        node.exec(
+            &cluster.database,
+            &format!("INSERT INTO a VALUES ({0}, {0})", node.number),
+        )?;
+        let known = node.number(&cluster.database, "SELECT count(*) FROM ha.nodes")?;
+        ensure!(known == 3, "{} knows {known} of 3 nodes", node.name);
+    }
+    cluster.sync_all()?;
+    compare::identical(&cluster, &["a"])
 }
 
 fn drops(stage: &Stage) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_stops;
 mod bad_input_drop_database;
 mod bad_input_dsn;
 mod bad_input_names;
@@ -29,6 +30,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
         false_missing::SCENARIOS,
