@@ -15,6 +15,12 @@ pub(crate) fn name(node: NodeId) -> String {
     format!("pg_ha_{node}")
 }
 
+/// The name of the replication origin that rows copied from a node bear. It says who they come from, and nothing of how
+/// far that node has been applied: [`node_of_name`] does not know it.
+fn copy_name(node: NodeId) -> String {
+    format!("pg_ha_{node}_copy")
+}
+
 /// Which node's group an origin's name stands for.
 pub(crate) fn node_of_name(name: &str) -> Option<NodeId> {
     let number = name.strip_prefix("pg_ha_")?;
@@ -40,8 +46,21 @@ pub(crate) fn all() -> Result<HashMap<u16, NodeId>, spi::Error> {
 
 /// The origin that stands for a node's group, made and mapped if this is the first time.
 pub(crate) fn ensure(node: NodeId) -> Result<Option<Origin>, spi::Error> {
-    let name = name(node);
-    let Some(origin) = Origin::find(&name).or_else(|| Origin::create(&name)) else {
+    ensure_named(&name(node), node, 0)
+}
+
+/// The origin of rows that are copied from a node, made and mapped if this is the first time.
+pub(crate) fn ensure_for_copies(node: NodeId) -> Result<Option<Origin>, spi::Error> {
+    ensure_named(&copy_name(node), node, 1)
+}
+
+/// The same origin, if it has been made.
+pub(crate) fn of_copies(node: NodeId) -> Option<Origin> {
+    Origin::find(&copy_name(node))
+}
+
+fn ensure_named(name: &str, node: NodeId, ordinal: i32) -> Result<Option<Origin>, spi::Error> {
+    let Some(origin) = Origin::find(name).or_else(|| Origin::create(name)) else {
         return Ok(None);
     };
     let mapped = Spi::connect(|client| {
@@ -55,9 +74,13 @@ pub(crate) fn ensure(node: NodeId) -> Result<Option<Origin>, spi::Error> {
     if !mapped {
         Spi::connect_mut(|client| {
             client.update(
-                "INSERT INTO ha.origin_ids (roident, node_id, ordinal) VALUES ($1::int::oid, $2, 0)",
+                "INSERT INTO ha.origin_ids (roident, node_id, ordinal) VALUES ($1::int::oid, $2, $3)",
                 None,
-                &[i32::from(origin.0).into(), i32::from(node.get()).into()],
+                &[
+                    i32::from(origin.0).into(),
+                    i32::from(node.get()).into(),
+                    ordinal.into(),
+                ],
             )?;
             Ok::<(), spi::Error>(())
         })?;

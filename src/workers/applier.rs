@@ -8,9 +8,10 @@
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
+mod gates;
 mod report;
-mod tables;
-mod transaction;
+pub(super) mod tables;
+pub(super) mod transaction;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, latch};
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_DATA};
+use gates::Gates;
 use transaction::Apply;
 
 /// How long commits may stay undurable before this process looks for their flush (the WAL writer's own delay).
@@ -87,6 +89,7 @@ pub(crate) fn run(index: usize, queue: u32) {
 fn forget(index: usize) {
     if let Some(area) = shared_state::area() {
         let place = &area.subscriptions[index];
+        place.gates_generation.store(0, Release);
         place.applier_pid.store(0, Release);
         latch::wake(place.receiver_pid.load(Acquire));
         latch::wake(area.supervisor_pid.load(Acquire));
@@ -94,7 +97,7 @@ fn forget(index: usize) {
 }
 
 /// Settings under which changes are applied, whatever the server's, the database's and the roles' own are.
-fn settle() {
+pub(super) fn settle() {
     // Triggers and rules fire as on a replica: only those enabled as REPLICA or ALWAYS.
     worker::set(c"session_replication_role", c"replica");
     // Names come qualified.
@@ -108,6 +111,9 @@ fn settle() {
     worker::set(c"statement_timeout", c"0");
     worker::set(c"idle_in_transaction_session_timeout", c"0");
     worker::set(c"lock_timeout", c"0");
+    if postgres::server::setting("transaction_timeout").is_some() {
+        worker::set(c"transaction_timeout", c"0");
+    }
 }
 
 /// Applies what comes until the receiver is gone.
@@ -121,6 +127,8 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
     let origin: Origin = super::read(|| origins::ensure(provider))?
         .ok_or_else(|| "the replication origin could not be made".to_owned())?;
+    // Before the mapping is read: rows that a copier brings are to be known as the provider's.
+    super::read(|| origins::ensure_for_copies(provider))?;
     let mapping = super::read(origins::all)?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
     let start = origin.progress();
@@ -136,8 +144,12 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         woken: Instant::now(),
     };
     let mut saved = Instant::now();
+    let mut gates = Gates::new(place, id);
     loop {
         worker::heed_signals();
+        if !apply.in_transaction() {
+            gates.attend(positions.tracker.applied().0, apply.tables())?;
+        }
         match queue.take() {
             Taken::Message(message) => take(&mut apply, &mut positions, message)?,
             Taken::Detached => return Ok(()),

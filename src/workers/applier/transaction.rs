@@ -10,8 +10,10 @@ use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
 use super::tables::Tables;
+use crate::catalog::{self, subscription_tables};
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
+use crate::postgres::worker;
 use crate::shared_state::{self, layout};
 
 /// Who wants to know how far the stream is.
@@ -31,6 +33,8 @@ pub(super) enum Failure {
     Order(#[from] StreamError),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
     #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
@@ -89,6 +93,10 @@ impl Apply {
             seen,
             seen_changed: false,
         }
+    }
+
+    pub(super) fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
     }
 
     pub(super) fn in_transaction(&self) -> bool {
@@ -227,11 +235,21 @@ impl Apply {
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
-        if self.open.as_ref().is_none_or(|open| open.skip) {
+        let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
+            return Ok(());
+        };
+        // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
+        // through foreign keys, and without it the server would refuse to truncate what they refer to.
+        let all = truncate.relations.iter().count();
+        let ids: Vec<u32> = truncate
+            .relations
+            .iter()
+            .filter(|id| self.tables.may_change(*id, open.end_lsn))
+            .collect();
+        if ids.is_empty() {
             return Ok(());
         }
         self.tables.close();
-        let ids: Vec<u32> = truncate.relations.iter().collect();
         for id in &ids {
             self.tables.resolve(*id)?;
         }
@@ -239,6 +257,12 @@ impl Apply {
             .iter()
             .map(|id| self.tables.target(*id))
             .collect::<Result<Vec<_>, _>>()?;
+        if ids.len() < all {
+            for target in targets {
+                worker::with_latest_snapshot(|| subscription_tables::empty(&target.name))?;
+            }
+            return Ok(());
+        }
         apply::truncate(
             &targets,
             truncate.flags & Truncate::CASCADE != 0,
@@ -254,7 +278,7 @@ impl Apply {
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        if open.skip {
+        if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
         }
         open.changes += 1;
@@ -299,7 +323,7 @@ impl Apply {
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as
 /// older than everything; one written without a known origin is the local group's.
-fn local(found: Found, origins: &HashMap<u16, NodeId>, here: NodeId) -> Local {
+pub(in crate::workers) fn local(found: Found, origins: &HashMap<u16, NodeId>, here: NodeId) -> Local {
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
