@@ -1,0 +1,339 @@
+//! Failure story: a node joins, or a table is brought back, while everybody works; and rows are missing, doubled, come
+//! back to where they were copied from, or one bad table stops everything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::support::{CONFLICTS, ROWS_APPLIED, counter, refused, wait_no_lag};
+use crate::cluster::{Cluster, Plan};
+use crate::compare;
+use crate::node::{Node, Stop};
+use crate::scenario::{Scenario, Stage};
+use crate::sql::{self, literal};
+use crate::wait::{self, PATIENCE, Probe};
+use crate::workload::{self, Branches, Schema, TABLES, Writer};
+
+const fn scenario(name: &'static str, story: &'static str, run: fn(&Stage) -> Result<()>) -> Scenario {
+    Scenario {
+        name,
+        story,
+        run,
+        needs: &[],
+        stock: false,
+        weight: 2,
+    }
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "copies_crash",
+        "a copier, the process that feeds it or a whole server dies during a copy, and rows are lost or doubled",
+        crash,
+    ),
+    scenario(
+        "copies_under_load",
+        "rows that change while their table is copied are lost, doubled, or sent back to where they came from",
+        under_load,
+    ),
+    scenario(
+        "copies_refused",
+        "a table that cannot be copied stops the others or the stream, does not say why, or never recovers",
+        cannot,
+    ),
+];
+
+/// The one subscription of these scenarios: node 2 receives from node 1.
+const NAME: &str = "sub_n2_n1";
+
+fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
+    let dsn = cluster.node(1)?.dsn(&cluster.database);
+    cluster.node(2)?.exec(
+        &cluster.database,
+        &format!(
+            "SELECT ha.sub_create({}, {}, synchronize_data => true)",
+            literal(NAME),
+            literal(&dsn)
+        ),
+    )
+}
+
+fn wait_for_sync(cluster: &Cluster) -> Result<()> {
+    let waiting = format!(
+        "SELECT ha.sub_wait_for_sync({}, '{} s')",
+        literal(NAME),
+        PATIENCE.as_secs()
+    );
+    let node = cluster.node(2)?;
+    let answer = node.text(&cluster.database, &waiting)?;
+    let tables = "SELECT relname, status, copy_rows, attempts, last_error FROM ha.copied_tables";
+    ensure!(
+        answer == "t",
+        "the copies did not end: {}",
+        sql::show(&node.rows(&cluster.database, tables)?)
+    );
+    Ok(())
+}
+
+fn resync(cluster: &Cluster, table: &str) -> Result<()> {
+    let call = format!(
+        "SELECT ha.sub_resync_table({}, {})",
+        literal(NAME),
+        literal(table)
+    );
+    cluster.node(2)?.exec(&cluster.database, &call)
+}
+
+/// Filled tables on node 1, empty ones on node 2, nodes but no subscription.
+fn prepare(stage: &Stage, schema: Schema) -> Result<Arc<Cluster>> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    workload::initialise(&cluster, &stage.install, schema)?;
+    cluster
+        .node(2)?
+        .exec(&cluster.database, &format!("TRUNCATE {}", TABLES.join(", ")))?;
+    cluster.everywhere("SELECT * FROM ha.repset_add_tables('default', 'pgbench_*')")?;
+    Ok(cluster)
+}
+
+fn writer(stage: &Stage, cluster: &Cluster, schema: Schema) -> Result<Writer> {
+    let share = Branches::share(1, 1, schema)?;
+    Ok(Writer::start(
+        cluster.node(1)?,
+        &cluster.database,
+        share,
+        stage.seed,
+        None,
+    ))
+}
+
+fn finish(cluster: &Cluster, writer: Writer) -> Result<()> {
+    let label = writer.label.clone();
+    let account = writer.stop()?;
+    wait_for_sync(cluster)?;
+    cluster.sync(1, 2)?;
+    for node in &cluster.nodes {
+        workload::audit(node, &cluster.database, &label, &account)?;
+        workload::balanced(node, &cluster.database)?;
+    }
+    compare::identical(cluster, &TABLES)
+}
+
+fn under_load(stage: &Stage) -> Result<()> {
+    let schema = Schema {
+        scale: 2,
+        accounts_per_branch: 40_000,
+    };
+    let cluster = prepare(stage, schema)?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    // The way back, to see that copied rows do not take it.
+    let back = cluster.subscribe(2, 1)?;
+    let writing = writer(stage, &cluster, schema)?;
+    wait::until("the writer commits", PATIENCE, || {
+        Ok(Probe::when(writing.progress() > 20, "not yet"))
+    })?;
+    subscribe_with_copy(&cluster)?;
+    wait_for_sync(&cluster).context("the first copy")?;
+    for round in 1..=stage.repetitions(2, 10) {
+        for table in TABLES {
+            resync(&cluster, table)?;
+        }
+        wait_for_sync(&cluster).with_context(|| format!("round {round}: all tables anew"))?;
+    }
+    finish(&cluster, writing)?;
+    let sent_back = counter(&cluster, first, &back, ROWS_APPLIED)?;
+    ensure!(
+        sent_back == 0,
+        "{sent_back} rows came back to where they were copied from"
+    );
+
+    // A table that was changed here is the provider's again. The change here goes to the provider first.
+    cluster.node(2)?.exec(
+        &cluster.database,
+        &format!("SELECT ha.sub_disable({})", literal(NAME)),
+    )?;
+    first.exec(
+        &cluster.database,
+        &format!("SELECT ha.sub_disable({})", literal(&back)),
+    )?;
+    second.exec(
+        &cluster.database,
+        "DELETE FROM pgbench_accounts WHERE aid % 3 = 0; UPDATE pgbench_tellers SET tbalance = 7",
+    )?;
+    second.exec(
+        &cluster.database,
+        &format!("SELECT ha.sub_enable({})", literal(NAME)),
+    )?;
+    for table in ["pgbench_accounts", "pgbench_tellers"] {
+        resync(&cluster, table)?;
+    }
+    wait_for_sync(&cluster).context("diverged tables")?;
+    cluster.sync(1, 2)?;
+    compare::identical(&cluster, &TABLES)?;
+
+    // What follows on copied rows is no conflict.
+    let before = counter(&cluster, second, NAME, CONFLICTS)?;
+    first.exec(
+        &cluster.database,
+        "UPDATE pgbench_tellers SET tbalance = tbalance + 1",
+    )?;
+    cluster.sync(1, 2)?;
+    compare::identical(&cluster, &TABLES)?;
+    let after = counter(&cluster, second, NAME, CONFLICTS)?;
+    ensure!(before == after, "{} conflicts on copied rows", after - before);
+    Ok(())
+}
+
+/// A copy of accounts is under way and has brought rows.
+fn wait_copying(cluster: &Cluster) -> Result<()> {
+    let running = "SELECT c.copy_rows FROM ha.copy_states() c JOIN ha.subscription_tables t USING (table_id)
+          WHERE t.relname = 'pgbench_accounts' AND c.phase = 'copying' AND c.copy_rows > 1000";
+    let node = cluster.node(2)?;
+    let mut polling = node.polling(&cluster.database);
+    wait::until("the accounts are being copied", PATIENCE, || {
+        let rows = polling.rows(running)?;
+        Ok(Probe::when(!rows.is_empty(), "no such copy"))
+    })
+}
+
+fn crash(stage: &Stage) -> Result<()> {
+    let schema = Schema {
+        scale: 3,
+        accounts_per_branch: 100_000,
+    };
+    let cluster = prepare(stage, schema)?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    let writing = writer(stage, &cluster, schema)?;
+    subscribe_with_copy(&cluster)?;
+    let faults: [(&str, &dyn Fn() -> Result<()>); 6] = [
+        ("kill -9 of a copier", &|| second.kill_backend("pg_ha copier")),
+        ("kill -9 of the applier", &|| second.kill_backend("pg_ha applier")),
+        ("end of the process that sends the copy", &|| {
+            first.exec(
+                "postgres",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pg_ha % copy %'",
+            )
+        }),
+        ("end of the copier", &|| {
+            second.exec(
+                "postgres",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_ha copier'",
+            )
+        }),
+        ("end of the subscriber", &|| restart(stage, second)),
+        ("end of the provider", &|| restart(stage, first)),
+    ];
+    for round in 0..stage.repetitions(1, 4) {
+        for (number, (what, fault)) in faults.iter().enumerate() {
+            if round + number > 0 {
+                resync(&cluster, "pgbench_accounts")?;
+            }
+            wait_copying(&cluster).with_context(|| format!("before the {what}"))?;
+            fault().with_context(|| format!("the {what}"))?;
+            second.wait_accepting()?;
+            first.wait_accepting()?;
+            wait_for_sync(&cluster).with_context(|| format!("after the {what}"))?;
+        }
+    }
+    finish(&cluster, writing)?;
+    let left = "SELECT slot_name FROM pg_replication_slots WHERE temporary";
+    let slots = first.rows(&cluster.database, left)?;
+    ensure!(
+        slots.is_empty(),
+        "slots of copies are left: {}",
+        sql::show(&slots)
+    );
+    wait_no_lag(&cluster)
+}
+
+fn restart(stage: &Stage, node: &Node) -> Result<()> {
+    match stage.random(0..3) {
+        0 => node.stop(Stop::Immediate)?,
+        _ => node.kill_server()?,
+    }
+    wait::let_run(Duration::from_millis(stage.random(0..500)))?;
+    node.start()
+}
+
+fn cannot(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2).with("ha.retry_max", "1s"))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    first.exec(
+        &cluster.database,
+        "CREATE TABLE good (id int PRIMARY KEY, v text); INSERT INTO good SELECT g, 'v' || g FROM generate_series(1, 1000) g;
+         CREATE TABLE nothing (id int PRIMARY KEY);
+         CREATE TABLE missing (id int PRIMARY KEY); INSERT INTO missing VALUES (1);
+         CREATE TABLE narrow (id int PRIMARY KEY, v text, w text); INSERT INTO narrow VALUES (1, 'a', 'b');
+         CREATE TABLE other_type (id int PRIMARY KEY, v text); INSERT INTO other_type VALUES (1, 'long enough');
+         CREATE TABLE full_already (id int PRIMARY KEY); INSERT INTO full_already VALUES (1), (2);
+         SELECT ha.repset_add_all_tables('default', '{public}')",
+    )?;
+    second.exec(
+        &cluster.database,
+        "CREATE TABLE good (id int PRIMARY KEY, v text); CREATE TABLE nothing (id int PRIMARY KEY);
+         CREATE TABLE narrow (id int PRIMARY KEY, v text);
+         CREATE TABLE other_type (id int PRIMARY KEY, v varchar(4));
+         CREATE TABLE full_already (id int PRIMARY KEY); INSERT INTO full_already VALUES (9)",
+    )?;
+    subscribe_with_copy(&cluster)?;
+    let expected = [
+        ("full_already", "failed", "holds rows"),
+        ("good", "replicating", ""),
+        ("missing", "failed", "public.missing does not exist"),
+        ("narrow", "failed", "no column \"w\""),
+        ("nothing", "replicating", ""),
+        ("other_type", "failed", "column v: \"long enough\""),
+    ];
+    let mut polling = second.polling(&cluster.database);
+    wait::until("every table has succeeded or failed", PATIENCE, || {
+        let rows =
+            polling.rows("SELECT relname, status, last_error FROM ha.copied_tables ORDER BY relname")?;
+        let as_expected = rows.len() == expected.len()
+            && rows.iter().zip(expected).all(|(row, (table, status, words))| {
+                let text = |column: usize| row[column].clone().unwrap_or_default();
+                text(0) == table && text(1) == status && text(2).contains(words)
+            });
+        Ok(Probe::when(as_expected, sql::show(&rows)))
+    })?;
+    cluster.wait_status(second, NAME, "failed")?;
+    let error = cluster.status_of(second, NAME, "last_error")?.unwrap_or_default();
+    ensure!(error.contains("copy of table public."), "last_error is {error:?}");
+
+    // The stream goes on beside them.
+    first.exec(
+        &cluster.database,
+        "UPDATE good SET v = 'changed' WHERE id <= 10; INSERT INTO nothing VALUES (5); INSERT INTO missing VALUES (2);
+         UPDATE narrow SET w = 'c'; DELETE FROM full_already WHERE id = 1",
+    )?;
+    cluster.sync(1, 2)?;
+    compare::identical(&cluster, &["good", "nothing"])?;
+    refused(
+        second,
+        &cluster.database,
+        &format!("SELECT ha.sub_resync_table({}, 'pg_class')", literal(NAME)),
+        &["42809"],
+        &["pg_class"],
+    )?;
+
+    second.exec(
+        &cluster.database,
+        "CREATE TABLE missing (id int PRIMARY KEY); ALTER TABLE narrow ADD w text;
+         ALTER TABLE other_type ALTER v TYPE text; DELETE FROM full_already",
+    )?;
+    wait_for_sync(&cluster).context("once everything was mended")?;
+    cluster.sync(1, 2)?;
+    compare::identical(
+        &cluster,
+        &[
+            "good",
+            "nothing",
+            "missing",
+            "narrow",
+            "other_type",
+            "full_already",
+        ],
+    )?;
+    cluster.wait_status(second, NAME, "replicating")
+}
