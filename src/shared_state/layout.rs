@@ -35,6 +35,7 @@ pub(crate) struct Area {
 pub(crate) struct LocalNode {
     pub(crate) node_id: u32,
     pub(crate) database_oid: u32,
+    pub(crate) node_uid: Text<40>,
     pub(crate) node_name: Text<64>,
     pub(crate) group_name: Text<64>,
     /// Why the supervisor does not run this node, if it does not.

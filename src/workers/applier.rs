@@ -120,16 +120,15 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
-    let origin: Origin = super::read(|| origins::ensure(provider))?
+    let origin: Origin = super::read(|| origins::ensure(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin could not be made".to_owned())?;
-    let mapping = super::read(origins::all)?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
     let start = origin.progress();
     let mut seen = SeenVersions::new(PgTimestamp(subscription.created_at));
     for (node, timestamp) in seen_file::load(id) {
         seen.advance(node, timestamp);
     }
-    let mut apply = Apply::new(place, id, here, provider, start, mapping, seen);
+    let mut apply = Apply::new(place, id, here, provider, start, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,

@@ -10,7 +10,8 @@
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
-use pg_ha_model::NodeId;
+use pg_ha_model::conninfo::is_secret;
+use pg_ha_model::{Conninfo, Lsn, NodeId};
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
 use pg_ha_replication::options::PluginOptions;
 use pgrx::prelude::*;
@@ -145,7 +146,7 @@ fn prepare(id: i32) -> Result<(PlannedSubscription, Origin), String> {
         .pop()
         .ok_or_else(|| "it is not in the catalog any more".to_owned())?;
     let node = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
-    let origin = super::read(|| origins::ensure(node))?
+    let origin = super::read(|| origins::ensure(node, &subscription.provider_uid))?
         .ok_or_else(|| "its replication origin could not be made".to_owned())?;
     Ok((subscription, origin))
 }
@@ -164,6 +165,7 @@ fn stream(
     let application_name = format!("pg_ha {} {}", local.node_name.as_str(), subscription.name);
     let mut connection = Connection::open(&subscription.dsn, &application_name)
         .map_err(|error| Ended::Unreachable(hide(&subscription.dsn, &error)))?;
+    let start = origin.progress();
     let options = PluginOptions {
         proto_min: PROTOCOL_MIN,
         proto_max: PROTOCOL_MAX,
@@ -171,11 +173,12 @@ fn stream(
         extension_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_id: NodeId::new(local.node_id).map_err(|error| Ended::Catalog(error.to_string()))?,
         node_name: local.node_name.as_str().to_owned(),
+        provider_uid: subscription.provider_uid.clone(),
+        applied_lsn: Lsn(start),
         encoding: postgres::server::encoding(),
         replication_sets: subscription.replication_sets.clone(),
         forward_origins: subscription.forward_origins.clone(),
     };
-    let start = origin.progress();
     connection
         .start(&subscription.slot_name, start, &options.to_pairs())
         .map_err(|error| {
@@ -381,11 +384,11 @@ fn header(kind: u8, position: u64, wal_end: u64, sent_at: i64) -> [u8; HEADER] {
 /// An error's text, without the secrets that libpq might have repeated from the connection string.
 fn hide(dsn: &str, error: &StreamError) -> String {
     let text = error.to_string();
-    match pg_ha_model::Conninfo::parse(dsn) {
-        Ok(parsed) => match parsed.get("password") {
-            Some(password) if !password.is_empty() => text.replace(password, "********"),
-            _ => text,
-        },
-        Err(_) => text,
-    }
+    let Ok(parsed) = Conninfo::parse(dsn) else {
+        return text;
+    };
+    parsed
+        .iter()
+        .filter(|(keyword, value)| is_secret(keyword) && !value.is_empty())
+        .fold(text, |text, (_, secret)| text.replace(secret, "********"))
 }

@@ -166,6 +166,7 @@ fn publish(identity: &Identity, nodes: &[KnownNode]) {
         area.local.write(|local| {
             local.node_id = identity.node_id as u32;
             local.database_oid = identity.database_oid;
+            local.node_uid.set(&identity.node_uid);
             local.node_name.set(&identity.node_name);
             local.group_name.set(&identity.group_name);
             local.trouble.clear();
