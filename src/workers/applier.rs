@@ -16,11 +16,13 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::conflict::SeenVersions;
 use pg_ha_replication::progress::FlushTracker;
 use pgrx::prelude::*;
 
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
+use crate::durable::seen as seen_file;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::worker::{self, Caught};
@@ -34,6 +36,9 @@ const FLUSH_LOOK: Duration = Duration::from_millis(200);
 
 /// Shortest time between two signals to the receiver.
 const WAKE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Shortest time between two writings of what the provider had seen.
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest idle wait.
 const IDLE: Duration = Duration::from_secs(10);
@@ -119,14 +124,18 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mapping = super::read(origins::all)?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
     let start = origin.progress();
-    let since = PgTimestamp(subscription.created_at);
-    let mut apply = Apply::new(place, id, here, provider, start, mapping, since);
+    let mut seen = SeenVersions::new(PgTimestamp(subscription.created_at));
+    for (node, timestamp) in seen_file::load(id) {
+        seen.advance(node, timestamp);
+    }
+    let mut apply = Apply::new(place, id, here, provider, start, mapping, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,
         changed: false,
         woken: Instant::now(),
     };
+    let mut saved = Instant::now();
     loop {
         worker::heed_signals();
         match queue.take() {
@@ -134,6 +143,13 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
             Taken::Detached => return Ok(()),
             Taken::Empty => {
                 let next = positions.publish();
+                if saved.elapsed() >= SAVE_PAUSE
+                    && let Some(seen) = apply.take_changed_seen()
+                {
+                    saved = Instant::now();
+                    // Without the file a stream that starts again reports more than it should; nothing is lost.
+                    let _ = seen_file::save(id, seen.iter());
+                }
                 worker::report_statistics();
                 latch::wait(next);
             }

@@ -19,7 +19,7 @@ use pgrx::prelude::*;
 use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::identity::{self, Identity};
-use crate::durable::leftovers;
+use crate::durable::{leftovers, seen};
 use crate::postgres::{latch, worker};
 use crate::settings;
 use crate::shared_state::{self, Status, layout, subscription};
@@ -236,6 +236,7 @@ fn drop_unplanned(area: &layout::Area, planned: &[PlannedSubscription], kept: &m
             } else {
                 place.release();
                 kept.remove(&id);
+                seen::forget(id);
             }
         }
     }

@@ -63,6 +63,7 @@ pub(super) struct Apply {
     conflicts: Conflicts,
     /// How far the provider had applied the others, as the stream told.
     seen: SeenVersions,
+    seen_changed: bool,
 }
 
 impl Apply {
@@ -73,7 +74,7 @@ impl Apply {
         provider: NodeId,
         progress: u64,
         origins: HashMap<u16, NodeId>,
-        since: PgTimestamp,
+        seen: SeenVersions,
     ) -> Apply {
         Apply {
             place,
@@ -85,12 +86,18 @@ impl Apply {
             tables: Tables::new(subscription_id),
             open: None,
             conflicts: Conflicts::new(place),
-            seen: SeenVersions::new(since),
+            seen,
+            seen_changed: false,
         }
     }
 
     pub(super) fn in_transaction(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// What the provider had applied of others, if that changed since the last call.
+    pub(super) fn take_changed_seen(&mut self) -> Option<&SeenVersions> {
+        core::mem::take(&mut self.seen_changed).then_some(&self.seen)
     }
 
     /// For messages: which remote transaction is being applied.
@@ -185,6 +192,7 @@ impl Apply {
         }
         for seen in begin.seen.iter() {
             self.seen.advance(seen.origin, seen.timestamp);
+            self.seen_changed = true;
         }
         let skip = begin.origin_lsn.0 <= self.progress;
         if !skip {
