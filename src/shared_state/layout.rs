@@ -68,6 +68,8 @@ pub(crate) struct Subscription {
     pub(crate) status: AtomicU32,
     /// 1 while the supervisor wants the workers to run.
     pub(crate) wanted: AtomicU32,
+    /// 1 after a change that could not be applied, until something was.
+    pub(crate) failed_in_applier: AtomicU32,
     pub(crate) receiver_pid: AtomicI32,
     pub(crate) applier_pid: AtomicI32,
     /// Newest position of the provider heard of.

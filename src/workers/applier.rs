@@ -69,6 +69,7 @@ pub(crate) fn run(index: usize, queue: u32) {
     settle();
     let name = place.text.read(|text| text.name.as_str().to_owned());
     if let Err(error) = serve(place, queue) {
+        place.failed_in_applier.store(1, Release);
         let changed = place.set_status(Status::Failed);
         place.set_action("waiting to try again");
         if place.set_error(&error) || changed {
@@ -217,15 +218,38 @@ struct Positions {
 
 impl Positions {
     fn committed(&mut self, remote_end: u64, local_end: u64) {
+        self.recovered();
         self.tracker.committed(Lsn(remote_end), Lsn(local_end));
         layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
         self.changed = true;
     }
 
     fn received(&mut self, position: u64) {
+        if position > self.place.applied_lsn.load(Acquire) {
+            self.recovered();
+        }
         self.tracker.remote_received(Lsn(position));
         layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
         self.changed = true;
+    }
+
+    /// Something was applied: what failed before does not any more.
+    fn recovered(&mut self) {
+        if self.place.failed_in_applier.swap(0, AcqRel) == 0 {
+            return;
+        }
+        self.place.clear_error();
+        self.place.set_action("streaming");
+        if self.place.set_status(Status::Replicating) {
+            let name = self.place.text.read(|text| text.name.as_str().to_owned());
+            log!("pg_ha subscription \"{name}\" replicates again");
+            events::record(
+                "subscription",
+                Severity::Info,
+                &format!("subscription \"{name}\" is replicating again"),
+                serde_json::json!({ "subscription": name, "status": "replicating" }),
+            );
+        }
     }
 
     /// Looks what has become durable, and wakes the receiver if there is news and it was not woken just now: a signal

@@ -28,6 +28,9 @@ use crate::shared_state::{self, Status, layout};
 /// count.
 const QUEUE_SIZE: usize = 4 * 1024 * 1024;
 
+/// How long an applier may take to start.
+const APPLIER_START: Duration = Duration::from_secs(10);
+
 /// Longest time between two reports to the provider (native replication's wal_receiver_status_interval).
 const REPORT: Duration = Duration::from_secs(10);
 
@@ -47,6 +50,8 @@ enum Ended {
     Lost(String),
     #[error("the provider ended the stream")]
     Closed,
+    #[error("the provider has been silent for {0} s (wal_receiver_timeout)")]
+    Silent(u64),
     #[error("the applier ended")]
     ApplierGone,
     #[error("all max_worker_processes are in use, so no applier can be started")]
@@ -59,7 +64,9 @@ impl Ended {
     /// What the subscription shows.
     fn status(&self) -> Option<Status> {
         match self {
-            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::NoWorker => Some(Status::Down),
+            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
+                Some(Status::Down)
+            }
             Ended::Refused(_) | Ended::Catalog(_) => Some(Status::Failed),
             // The applier has said why.
             Ended::ApplierGone => None,
@@ -182,11 +189,10 @@ fn stream(
     layout::Subscription::raise(&place.received_lsn, start);
     layout::Subscription::raise(&place.applied_lsn, start);
     worker::start_applier(index, number).ok_or(Ended::NoWorker)?;
-    let recovered = place.status() != Status::Replicating;
-    place.set_status(Status::Replicating);
-    place.clear_error();
     place.set_action("streaming");
-    if recovered {
+    // After a change that could not be applied it is for the applier to say that it could now.
+    if place.failed_in_applier.load(Acquire) == 0 && place.set_status(Status::Replicating) {
+        place.clear_error();
         log!(
             "pg_ha subscription \"{}\" replicates from node \"{}\"",
             subscription.name,
@@ -211,7 +217,9 @@ fn pump(
 ) -> Result<Never, Ended> {
     let lost = |error: StreamError| Ended::Lost(hide(&subscription.dsn, &error));
     let mut reporter = Reporter::new(connection.status_sender());
-    let mut waited_for_applier = Instant::now();
+    let mut silence = Silence::new();
+    let started = Instant::now();
+    let mut applier_seen = false;
     loop {
         worker::heed_signals();
         if !place.is_wanted() {
@@ -237,6 +245,7 @@ fn pump(
                     (KIND_POSITION, wal_end, wal_end, sent_at, &[][..])
                 }
             };
+            silence.heard();
             layout::Subscription::raise(&place.provider_lsn, wal_end);
             place.last_message.store(postgres::now(), Relaxed);
             let head = header(kind, position, wal_end, sent_at);
@@ -257,13 +266,60 @@ fn pump(
             }
             layout::Subscription::raise(&place.received_lsn, position);
         }
-        if place.applier_pid.load(Acquire) != 0 {
-            waited_for_applier = Instant::now();
-        } else if waited_for_applier.elapsed() > Duration::from_secs(10) {
+        let applier_runs = place.applier_pid.load(Acquire) != 0;
+        applier_seen |= applier_runs;
+        if !applier_runs && (applier_seen || started.elapsed() > APPLIER_START) {
             return Err(Ended::ApplierGone);
         }
-        let until = reporter.report(place, reply_now).map_err(lost)?;
+        let until = match silence.verdict() {
+            Verdict::Alive => reporter.report(place, reply_now).map_err(lost)?,
+            Verdict::Ask => reporter.ask(place).map_err(lost)?,
+            Verdict::Gone(seconds) => return Err(Ended::Silent(seconds)),
+        };
         connection.wait(until.min(Duration::from_secs(1)));
+    }
+}
+
+/// How long the provider has said nothing.
+struct Silence {
+    heard: Instant,
+    asked: bool,
+}
+
+enum Verdict {
+    Alive,
+    /// Half of the time is over: it should say that it is there.
+    Ask,
+    /// It has not said anything for so many seconds.
+    Gone(u64),
+}
+
+impl Silence {
+    fn new() -> Silence {
+        Silence {
+            heard: Instant::now(),
+            asked: false,
+        }
+    }
+
+    fn heard(&mut self) {
+        self.heard = Instant::now();
+        self.asked = false;
+    }
+
+    fn verdict(&mut self) -> Verdict {
+        let Some(limit) = postgres::wal_receiver_timeout() else {
+            return Verdict::Alive;
+        };
+        let silent = self.heard.elapsed();
+        if silent >= limit {
+            Verdict::Gone(silent.as_secs())
+        } else if silent >= limit / 2 && !self.asked {
+            self.asked = true;
+            Verdict::Ask
+        } else {
+            Verdict::Alive
+        }
     }
 }
 
@@ -283,18 +339,33 @@ impl Reporter {
         }
     }
 
+    /// Reports, and wants a sign of life back.
+    fn ask(&mut self, place: &layout::Subscription) -> Result<Duration, StreamError> {
+        self.send(place, true)?;
+        Ok(REPORT)
+    }
+
     /// Reports if there is news, if the provider asked or if it is time; returns how long until the next time.
     fn report(&mut self, place: &layout::Subscription, now: bool) -> Result<Duration, StreamError> {
-        let flushed = place.flushed_lsn.load(Acquire);
-        let applied = place.applied_lsn.load(Acquire).max(flushed);
-        let received = place.received_lsn.load(Acquire).max(applied);
-        let news = (received, flushed, applied);
-        if now || news != self.told || self.at.elapsed() >= REPORT {
-            self.sender.send(received, flushed, applied, false)?;
-            self.told = news;
-            self.at = Instant::now();
+        if now || self.news(place) != self.told || self.at.elapsed() >= REPORT {
+            self.send(place, false)?;
         }
         Ok(REPORT.saturating_sub(self.at.elapsed()))
+    }
+
+    /// Received, flushed, applied.
+    fn news(&self, place: &layout::Subscription) -> (u64, u64, u64) {
+        let flushed = place.flushed_lsn.load(Acquire);
+        let applied = place.applied_lsn.load(Acquire).max(flushed);
+        (place.received_lsn.load(Acquire).max(applied), flushed, applied)
+    }
+
+    fn send(&mut self, place: &layout::Subscription, answer: bool) -> Result<(), StreamError> {
+        let (received, flushed, applied) = self.news(place);
+        self.sender.send(received, flushed, applied, answer)?;
+        self.told = (received, flushed, applied);
+        self.at = Instant::now();
+        Ok(())
     }
 }
 

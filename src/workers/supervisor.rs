@@ -275,6 +275,7 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
         return LOOK;
     }
     if place.status() == Status::Disabled {
+        place.failed_in_applier.store(0, Release);
         place.set_status(Status::Initializing);
         record(subscription, Severity::Info, "enabled");
     }
