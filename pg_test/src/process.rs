@@ -1,0 +1,70 @@
+//! Processes as /proc shows them. A PostgreSQL server is a postmaster and its direct children.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends a signal; a process that is already gone is no error.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    if let Ok(raw) = i32::try_from(pid) {
+        let _gone = kill(Pid::from_raw(raw), signal);
+    }
+}
+
+/// (state letter, parent), or None when there is no such process.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name stands in parentheses and may hold anything, so fields count from the last one.
+    let after_name = text.rsplit_once(')')?.1;
+    let mut fields = after_name.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    Some((state, parent))
+}
+
+/// Runs or can run: neither gone nor a zombie that only waits to be collected.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    matches!(stat(pid), Some((state, _)) if state != 'Z' && state != 'X')
+}
+
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let Ok(listing) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    listing
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| matches!(stat(*pid), Some((_, its_parent)) if its_parent == parent))
+        .collect()
+}
+
+/// SIGKILL for a process and its children. The parent is stopped first: a postmaster that still runs would
+/// answer the death of a child by starting another one while we count.
+pub(crate) fn kill_tree(parent: u32) -> Vec<u32> {
+    if !is_alive(parent) {
+        return Vec::new();
+    }
+    signal(parent, Signal::SIGSTOP);
+    let mut tree = children(parent);
+    tree.push(parent);
+    for pid in &tree {
+        signal(*pid, Signal::SIGKILL);
+    }
+    tree
+}
+
+/// Stops or resumes a server: the postmaster first when stopping, last when resuming, so that it never sees
+/// its children in a state that it would react to.
+pub(crate) fn freeze_tree(parent: u32) {
+    signal(parent, Signal::SIGSTOP);
+    for pid in children(parent) {
+        signal(pid, Signal::SIGSTOP);
+    }
+}
+
+pub(crate) fn thaw_tree(parent: u32) {
+    for pid in children(parent) {
+        signal(pid, Signal::SIGCONT);
+    }
+    signal(parent, Signal::SIGCONT);
+}

@@ -1,0 +1,47 @@
+//! The scenarios, one family per file. Each opens with the failure it guards against.
+
+mod apply_stops;
+mod bad_input_drop_database;
+mod bad_input_dsn;
+mod bad_input_names;
+mod bad_input_settings;
+mod conflict_lww;
+mod crash_apply;
+mod false_missing;
+mod least_privilege_tls;
+mod mixed_sets;
+mod one_way;
+mod one_way_schema;
+mod partition_heals;
+mod provider_gone;
+mod self_check;
+mod slow_and_full;
+mod support;
+mod walkthrough;
+mod wrong_clock;
+
+use crate::scenario::Scenario;
+
+/// In the order in which they start: what takes long comes early, so that the end is not one of them alone.
+pub(crate) fn all() -> Vec<Scenario> {
+    [
+        self_check::SCENARIOS,
+        walkthrough::SCENARIOS,
+        crash_apply::SCENARIOS,
+        partition_heals::SCENARIOS,
+        provider_gone::SCENARIOS,
+        apply_stops::SCENARIOS,
+        one_way::SCENARIOS,
+        conflict_lww::SCENARIOS,
+        false_missing::SCENARIOS,
+        wrong_clock::SCENARIOS,
+        mixed_sets::SCENARIOS,
+        slow_and_full::SCENARIOS,
+        least_privilege_tls::SCENARIOS,
+        bad_input_settings::SCENARIOS,
+        bad_input_dsn::SCENARIOS,
+        bad_input_names::SCENARIOS,
+        bad_input_drop_database::SCENARIOS,
+    ]
+    .concat()
+}
