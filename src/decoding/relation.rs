@@ -1,5 +1,6 @@
 //! What a decoding session knows of one table.
 
+use super::Change;
 use crate::postgres::values::Plain;
 
 /// A table as it is sent: valid until the relation cache says that it changed.
@@ -16,9 +17,29 @@ pub(crate) struct Published {
     pub(crate) membership: Membership,
     /// The subscriber has been told of it in this session.
     pub(crate) announced: bool,
+    /// It has been said that its updates and deletes cannot be sent.
+    pub(crate) warned: bool,
 }
 
 impl Published {
+    /// Says, once per description of the table, that updates and deletes cannot be sent although its sets want them.
+    pub(crate) fn warn_of_lost_identity(&mut self, change: Change) {
+        let wanted = match change {
+            Change::Insert => false,
+            Change::Update => self.membership.update,
+            Change::Delete => self.membership.delete,
+        };
+        if wanted && !self.warned {
+            self.warned = true;
+            pgrx::warning!(
+                "pg_ha cannot replicate updates and deletes of table {}.{}: it has no primary key and no replica \
+                 identity any more",
+                self.namespace,
+                self.name
+            );
+        }
+    }
+
     /// How many columns a key row has.
     pub(crate) fn key_columns(&self) -> usize {
         self.columns.iter().filter(|column| column.key).count()

@@ -257,7 +257,10 @@ unsafe extern "C-unwind" fn filter_by_origin(
         if origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
             return false;
         }
-        if let Some(position) = applied_origin_position((*ctx).reader) {
+        // Slots are made with a context that has no session yet.
+        if !(*ctx).output_plugin_private.is_null()
+            && let Some(position) = applied_origin_position((*ctx).reader)
+        {
             plugin(ctx).session.saw(origin, position);
         }
         true
@@ -413,10 +416,9 @@ unsafe fn describe(relation: pg_sys::Relation, session: &Session) -> Published {
         let oid = (*relation).rd_id;
         let form = &*(*relation).rd_rel;
         let desc = (*relation).rd_att;
-        let key = pg_sys::RelationGetIndexAttrBitmap(
-            relation,
-            pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_IDENTITY_KEY,
-        );
+        // Takes no lock on the indexes, unlike RelationGetIndexAttrBitmap: somebody may hold them until what we decode
+        // has been acknowledged.
+        let key = pg_sys::RelationGetIdentityKeyBitmap(relation);
         let identity = form.relreplident as u8;
         let full = identity == pg_sys::REPLICA_IDENTITY_FULL;
         let mut columns = Vec::with_capacity((*desc).natts as usize);
@@ -451,6 +453,7 @@ unsafe fn describe(relation: pg_sys::Relation, session: &Session) -> Published {
             columns,
             membership: membership(oid, session.replication_sets()),
             announced: false,
+            warned: false,
         }
     }
 }
