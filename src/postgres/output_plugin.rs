@@ -152,14 +152,27 @@ unsafe extern "C-unwind" fn change(
                 written(session.start_change(kind, published, !old.is_null()));
                 if !old.is_null() && kind != Change::Insert {
                     let none = core::ptr::null_mut();
-                    write_row(session, published, desc, old, none, !published.full, datums, nulls);
+                    write_row(
+                        session,
+                        published,
+                        desc,
+                        old,
+                        none,
+                        !published.full,
+                        datums,
+                        nulls,
+                    );
                 }
                 if !new.is_null() && kind != Change::Delete {
                     if kind == Change::Update {
                         session.start_new_row(published);
                     }
                     // An insert that an update became has nobody to take unsent values from but its old row.
-                    let complete = if kind == Change::Insert { old } else { core::ptr::null_mut() };
+                    let complete = if kind == Change::Insert {
+                        old
+                    } else {
+                        core::ptr::null_mut()
+                    };
                     write_row(session, published, desc, new, complete, false, datums, nulls);
                 }
                 written(session.finish_change());
@@ -206,11 +219,11 @@ unsafe extern "C-unwind" fn truncate(
             .filter(|known| !known.above.iter().any(|above| oids.contains(above)))
             .collect();
         let truncation = (*change).data.truncate;
-        written(plugin.session.truncate(
-            published.iter_mut(),
-            truncation.cascade,
-            truncation.restart_seqs,
-        ));
+        written(
+            plugin
+                .session
+                .truncate(published.iter_mut(), truncation.cascade, truncation.restart_seqs),
+        );
         pg_sys::MemoryContextSwitchTo(previous);
         pg_sys::MemoryContextReset(plugin.scratch);
     }

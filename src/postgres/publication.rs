@@ -140,7 +140,12 @@ unsafe fn published(
             truncate: any(|actions| actions.truncate),
         };
         let all_columns = entries.iter().any(|entry| entry.columns.is_none());
-        let listed = |name: &String| entries.iter().flat_map(|entry| &entry.columns).any(|list| list.contains(name));
+        let listed = |name: &String| {
+            entries
+                .iter()
+                .flat_map(|entry| &entry.columns)
+                .any(|list| list.contains(name))
+        };
         // Without its key a row would not be found: a column that became part of it is sent though no list has it.
         let needs_key = membership.update || membership.delete;
         let mut columns = Vec::with_capacity((*order).natts as usize);
@@ -390,9 +395,8 @@ impl CatalogRow {
 
     fn text(&self, column: &CStr) -> Option<CString> {
         // SAFETY: the column is of type text; the copy lives until the current memory context is reset.
-        self.value(column).map(|datum| unsafe {
-            CStr::from_ptr(pg_sys::text_to_cstring(datum.cast_mut_ptr())).to_owned()
-        })
+        self.value(column)
+            .map(|datum| unsafe { CStr::from_ptr(pg_sys::text_to_cstring(datum.cast_mut_ptr())).to_owned() })
     }
 
     /// The elements of a column of type text[], as identifiers.

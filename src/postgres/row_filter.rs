@@ -329,10 +329,12 @@ unsafe extern "C-unwind" fn column(
         let count = (*fields).length;
         let text = |place| {
             let field: *mut pg_sys::Node = pg_sys::list_nth(fields, place).cast();
-            ((*field).type_ == pg_sys::NodeTag::T_String).then(|| (*field.cast::<pg_sys::String>()).sval.cast_const())
+            ((*field).type_ == pg_sys::NodeTag::T_String)
+                .then(|| (*field.cast::<pg_sys::String>()).sval.cast_const())
         };
         let of_table = count == 1
-            || (count == 2 && text(0).is_some_and(|table| CStr::from_ptr(table) == CStr::from_ptr(names.relation)));
+            || (count == 2
+                && text(0).is_some_and(|table| CStr::from_ptr(table) == CStr::from_ptr(names.relation)));
         let (true, Some(name)) = (of_table, text(count - 1)) else {
             wrong(
                 Code::ERRCODE_UNDEFINED_COLUMN,
@@ -421,7 +423,11 @@ unsafe extern "C-unwind" fn simple(node: *mut pg_sys::Node, problem: *mut c_void
             | Tag::T_BooleanTest => {
                 if user_defined(pg_sys::exprType(node)) {
                     Some("it uses a user-defined type")
-                } else if pg_sys::check_functions_in_node(node, Some(unstable_function), core::ptr::null_mut()) {
+                } else if pg_sys::check_functions_in_node(
+                    node,
+                    Some(unstable_function),
+                    core::ptr::null_mut(),
+                ) {
                     Some("it uses a function that is user-defined or not immutable")
                 } else if user_defined(pg_sys::exprCollation(node))
                     || user_defined(pg_sys::exprInputCollation(node))

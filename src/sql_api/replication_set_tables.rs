@@ -98,9 +98,8 @@ fn unsuitable(relation: &Relation) -> Option<Report> {
 
 fn keyless(relation: &Relation, set_name: &str) -> Report {
     let name = relation.quoted();
-    let detail = format!(
-        "Set \"{set_name}\" sends updates or deletes, which need a key to find the row again."
-    );
+    let detail =
+        format!("Set \"{set_name}\" sends updates or deletes, which need a key to find the row again.");
     let hint = if relation.replica_identity == 'n' {
         format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT with a primary key, or add it to {INSERT_ONLY}.")
     } else if relation.has_primary_key {
@@ -133,7 +132,10 @@ pub(crate) fn repset_add_table(new: NewMember) -> Answer<bool> {
     if relation.kind == 'p' && !include_partitions && (columns.is_some() || new.row_filter.is_some()) {
         return Err(Report::new(
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("columns and row_filter mean nothing for {} without its partitions", relation.quoted()),
+            format!(
+                "columns and row_filter mean nothing for {} without its partitions",
+                relation.quoted()
+            ),
         )
         .detail("A partitioned table has no rows but those of its partitions.")
         .hint("Leave include_partitions on, or add the partitions one by one."));
@@ -163,7 +165,10 @@ pub(crate) fn repset_add_table(new: NewMember) -> Answer<bool> {
     if relation.kind == 'p' && !include_partitions {
         Report::new(
             Code::ERRCODE_SUCCESSFUL_COMPLETION,
-            format!("nothing is sent of {} until its partitions are added by themselves", relation.quoted()),
+            format!(
+                "nothing is sent of {} until its partitions are added by themselves",
+                relation.quoted()
+            ),
         )
         .detail("A partitioned table has no rows but those of its partitions.")
         .notice();
@@ -205,8 +210,12 @@ pub(super) fn require_shape(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("the key of table {name} has a generated column, \"{generated}\""),
             )
-            .detail("Generated columns are not sent but computed by each node, so no row could be found by it.")
-            .hint(format!("Use another replica identity, or add the table to {INSERT_ONLY}.")));
+            .detail(
+                "Generated columns are not sent but computed by each node, so no row could be found by it.",
+            )
+            .hint(format!(
+                "Use another replica identity, or add the table to {INSERT_ONLY}."
+            )));
         }
         if let Some(columns) = &member.columns
             && let Some(missing) = key.iter().find(|column| !columns.contains(column))
@@ -216,7 +225,9 @@ pub(super) fn require_shape(
                 format!("the columns to send of table {name} lack \"{missing}\" of its replica identity"),
             )
             .detail(format!("{sends}; rows are found by {}.", list(&key)))
-            .hint(format!("Name these columns too, or add the table to {INSERT_ONLY}.")));
+            .hint(format!(
+                "Name these columns too, or add the table to {INSERT_ONLY}."
+            )));
         }
         if let Some(outside) = filter_columns.iter().find(|column| !key.contains(column)) {
             return Err(Report::new(
