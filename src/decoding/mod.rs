@@ -111,6 +111,27 @@ impl Session {
                 "The output plugin pg_ha speaks to pg_ha subscriptions only; use ha.sub_create to make one.",
             )
         })?;
+        if options.provider_uid != local.node_uid.as_str() {
+            return Err(refuse(
+                format!(
+                    "node \"{}\" takes this node for another one (uid {}, this is {})",
+                    options.node_name,
+                    options.provider_uid,
+                    local.node_uid.as_str()
+                ),
+                "Drop the subscription there and make it again: this node was created anew since.",
+            ));
+        }
+        let flushed = Lsn(crate::postgres::flushed_wal());
+        if options.applied_lsn > flushed {
+            return Err(refuse(
+                format!(
+                    "node \"{}\" has applied this node's changes up to {}, but the WAL here ends at {flushed}",
+                    options.node_name, options.applied_lsn
+                ),
+                "This server was restored to an earlier state. Drop the subscription there and make it again.",
+            ));
+        }
         let agreed = options::negotiate(
             &options,
             &ProviderVersions::of_this_build(server::version_number()),

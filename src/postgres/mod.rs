@@ -33,6 +33,16 @@ pub(crate) fn now() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// How long a provider may be silent; None for any time.
+pub(crate) fn wal_receiver_timeout() -> Option<std::time::Duration> {
+    // SAFETY: reads a setting.
+    let milliseconds = unsafe { pg_sys::wal_receiver_timeout };
+    u64::try_from(milliseconds)
+        .ok()
+        .filter(|limit| *limit > 0)
+        .map(std::time::Duration::from_millis)
+}
+
 /// The end of the WAL that is durable on this server.
 pub(crate) fn flushed_wal() -> u64 {
     // SAFETY: reads shared memory; not during recovery.

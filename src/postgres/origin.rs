@@ -26,6 +26,16 @@ impl Origin {
         Some(Origin(unsafe { pg_sys::replorigin_create(name.as_ptr()) }))
     }
 
+    /// Its name; None when there is no such origin. In a transaction.
+    pub(crate) fn name(self) -> Option<String> {
+        let mut name = core::ptr::null_mut();
+        // SAFETY: a catalog look-up; the name is palloc'd text.
+        unsafe {
+            pg_sys::replorigin_by_oid(self.0, true, &mut name)
+                .then(|| core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
+        }
+    }
+
     /// How far it has been applied, as far as this server knows without a flush of its own WAL.
     pub(crate) fn progress(self) -> u64 {
         // SAFETY: reads shared memory.

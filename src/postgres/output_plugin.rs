@@ -12,6 +12,7 @@ use pg_ha_replication::codec::EncodeError;
 
 use super::error::Report;
 use super::invalidation::{self, Invalidated};
+use super::origin::Origin;
 use super::row_filter::{self, RowFilter, Verdict};
 use super::{publication, values, version};
 use crate::decoding::relation::Published;
@@ -97,7 +98,7 @@ unsafe extern "C-unwind" fn begin(
     // SAFETY: a live context and transaction; origins are looked up under the historic snapshot that is set up here.
     unsafe {
         let plugin = plugin(ctx);
-        plugin.session.learn_origins(origin_name);
+        plugin.session.learn_origins(|origin| Origin(origin).name());
         plugin.session.begin(Transaction {
             xid: (*txn).xid.into(),
             commit_lsn: (*txn).final_lsn,
@@ -446,16 +447,6 @@ unsafe fn write_row(
                 }
             }
         }
-    }
-}
-
-/// The name of a replication origin; None when it is gone.
-fn origin_name(origin: u16) -> Option<String> {
-    let mut name = core::ptr::null_mut();
-    // SAFETY: a catalog look-up under the historic snapshot; the name is palloc'd text.
-    unsafe {
-        pg_sys::replorigin_by_oid(origin, true, &mut name)
-            .then(|| core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
     }
 }
 

@@ -218,7 +218,7 @@ pub(crate) unsafe fn identifier(name: *const core::ffi::c_char) -> String {
 /// Whether values of the type may travel in PostgreSQL's binary form: a built-in type (only those have the same number
 /// everywhere, and binary forms name types by number) with functions both ways. In a transaction.
 pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
-    if type_oid.to_u32() >= pg_sys::FirstNormalObjectId {
+    if type_oid.to_u32() >= pg_sys::FirstNormalObjectId || names_objects(type_oid) {
         return false;
     }
     // SAFETY: a catalog look-up, released again.
@@ -235,4 +235,33 @@ pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
         pg_sys::ReleaseSysCache(tuple);
         both
     }
+}
+
+/// Types whose values are numbers of objects, which differ from server to server; as text they are names.
+fn names_objects(type_oid: pg_sys::Oid) -> bool {
+    matches!(
+        type_oid,
+        pg_sys::REGPROCOID
+            | pg_sys::REGPROCEDUREOID
+            | pg_sys::REGOPEROID
+            | pg_sys::REGOPERATOROID
+            | pg_sys::REGCLASSOID
+            | pg_sys::REGCOLLATIONOID
+            | pg_sys::REGTYPEOID
+            | pg_sys::REGROLEOID
+            | pg_sys::REGNAMESPACEOID
+            | pg_sys::REGCONFIGOID
+            | pg_sys::REGDICTIONARYOID
+            | pg_sys::REGPROCARRAYOID
+            | pg_sys::REGPROCEDUREARRAYOID
+            | pg_sys::REGOPERARRAYOID
+            | pg_sys::REGOPERATORARRAYOID
+            | pg_sys::REGCLASSARRAYOID
+            | pg_sys::REGCOLLATIONARRAYOID
+            | pg_sys::REGTYPEARRAYOID
+            | pg_sys::REGROLEARRAYOID
+            | pg_sys::REGNAMESPACEARRAYOID
+            | pg_sys::REGCONFIGARRAYOID
+            | pg_sys::REGDICTIONARYARRAYOID
+    )
 }

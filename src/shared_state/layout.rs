@@ -35,6 +35,7 @@ pub(crate) struct Area {
 pub(crate) struct LocalNode {
     pub(crate) node_id: u32,
     pub(crate) database_oid: u32,
+    pub(crate) node_uid: Text<40>,
     pub(crate) node_name: Text<64>,
     pub(crate) group_name: Text<64>,
     /// Why the supervisor does not run this node, if it does not.
@@ -68,6 +69,8 @@ pub(crate) struct Subscription {
     pub(crate) status: AtomicU32,
     /// 1 while the supervisor wants the workers to run.
     pub(crate) wanted: AtomicU32,
+    /// 1 after a change that could not be applied, until something was.
+    pub(crate) failed_in_applier: AtomicU32,
     pub(crate) receiver_pid: AtomicI32,
     pub(crate) applier_pid: AtomicI32,
     /// Newest position of the provider heard of.

@@ -88,6 +88,7 @@ impl Subscription {
     fn reset(&self) {
         self.set_status(Status::Initializing);
         self.wanted.store(0, Relaxed);
+        self.failed_in_applier.store(0, Relaxed);
         for position in [
             &self.provider_lsn,
             &self.received_lsn,

@@ -16,11 +16,13 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::conflict::SeenVersions;
 use pg_ha_replication::progress::FlushTracker;
 use pgrx::prelude::*;
 
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
+use crate::durable::seen as seen_file;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::worker::{self, Caught};
@@ -34,6 +36,9 @@ const FLUSH_LOOK: Duration = Duration::from_millis(200);
 
 /// Shortest time between two signals to the receiver.
 const WAKE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Shortest time between two writings of what the provider had seen.
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest idle wait.
 const IDLE: Duration = Duration::from_secs(10);
@@ -64,6 +69,7 @@ pub(crate) fn run(index: usize, queue: u32) {
     settle();
     let name = place.text.read(|text| text.name.as_str().to_owned());
     if let Err(error) = serve(place, queue) {
+        place.failed_in_applier.store(1, Release);
         let changed = place.set_status(Status::Failed);
         place.set_action("waiting to try again");
         if place.set_error(&error) || changed {
@@ -114,19 +120,22 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
-    let origin: Origin = super::read(|| origins::ensure(provider))?
+    let origin: Origin = super::read(|| origins::ensure(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin could not be made".to_owned())?;
-    let mapping = super::read(origins::all)?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
     let start = origin.progress();
-    let since = PgTimestamp(subscription.created_at);
-    let mut apply = Apply::new(place, id, here, provider, start, mapping, since);
+    let mut seen = SeenVersions::new(PgTimestamp(subscription.created_at));
+    for (node, timestamp) in seen_file::load(id) {
+        seen.advance(node, timestamp);
+    }
+    let mut apply = Apply::new(place, id, here, provider, start, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,
         changed: false,
         woken: Instant::now(),
     };
+    let mut saved = Instant::now();
     loop {
         worker::heed_signals();
         match queue.take() {
@@ -134,6 +143,13 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
             Taken::Detached => return Ok(()),
             Taken::Empty => {
                 let next = positions.publish();
+                if saved.elapsed() >= SAVE_PAUSE
+                    && let Some(seen) = apply.take_changed_seen()
+                {
+                    saved = Instant::now();
+                    // Without the file a stream that starts again reports more than it should; nothing is lost.
+                    let _ = seen_file::save(id, seen.iter());
+                }
                 worker::report_statistics();
                 latch::wait(next);
             }
@@ -201,15 +217,38 @@ struct Positions {
 
 impl Positions {
     fn committed(&mut self, remote_end: u64, local_end: u64) {
+        self.recovered();
         self.tracker.committed(Lsn(remote_end), Lsn(local_end));
         layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
         self.changed = true;
     }
 
     fn received(&mut self, position: u64) {
+        if position > self.place.applied_lsn.load(Acquire) {
+            self.recovered();
+        }
         self.tracker.remote_received(Lsn(position));
         layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
         self.changed = true;
+    }
+
+    /// Something was applied: what failed before does not any more.
+    fn recovered(&mut self) {
+        if self.place.failed_in_applier.swap(0, AcqRel) == 0 {
+            return;
+        }
+        self.place.clear_error();
+        self.place.set_action("streaming");
+        if self.place.set_status(Status::Replicating) {
+            let name = self.place.text.read(|text| text.name.as_str().to_owned());
+            log!("pg_ha subscription \"{name}\" replicates again");
+            events::record(
+                "subscription",
+                Severity::Info,
+                &format!("subscription \"{name}\" is replicating again"),
+                serde_json::json!({ "subscription": name, "status": "replicating" }),
+            );
+        }
     }
 
     /// Looks what has become durable, and wakes the receiver if there is news and it was not woken just now: a signal

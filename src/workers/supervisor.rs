@@ -19,7 +19,7 @@ use pgrx::prelude::*;
 use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::identity::{self, Identity};
-use crate::durable::leftovers;
+use crate::durable::{leftovers, seen};
 use crate::postgres::{latch, worker};
 use crate::settings;
 use crate::shared_state::{self, Status, layout, subscription};
@@ -166,6 +166,7 @@ fn publish(identity: &Identity, nodes: &[KnownNode]) {
         area.local.write(|local| {
             local.node_id = identity.node_id as u32;
             local.database_oid = identity.database_oid;
+            local.node_uid.set(&identity.node_uid);
             local.node_name.set(&identity.node_name);
             local.group_name.set(&identity.group_name);
             local.trouble.clear();
@@ -236,6 +237,7 @@ fn drop_unplanned(area: &layout::Area, planned: &[PlannedSubscription], kept: &m
             } else {
                 place.release();
                 kept.remove(&id);
+                seen::forget(id);
             }
         }
     }
@@ -274,6 +276,7 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
         return LOOK;
     }
     if place.status() == Status::Disabled {
+        place.failed_in_applier.store(0, Release);
         place.set_status(Status::Initializing);
         record(subscription, Severity::Info, "enabled");
     }

@@ -179,6 +179,13 @@ impl SeenVersions {
         *newest = timestamp.max(*newest);
     }
 
+    /// How far each origin had been applied.
+    pub fn iter(&self) -> impl Iterator<Item = (NodeId, PgTimestamp)> {
+        self.newest
+            .iter()
+            .map(|(origin, timestamp)| (*origin, *timestamp))
+    }
+
     /// Whether the writer had seen this version of a row.
     pub fn covers(&self, version: Version) -> bool {
         version.timestamp < self.since

@@ -10,8 +10,10 @@ use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
 use super::tables::Tables;
+use crate::catalog::origins;
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
+use crate::postgres::origin::Origin;
 use crate::shared_state::{self, layout};
 
 /// Who wants to know how far the stream is.
@@ -55,14 +57,17 @@ pub(super) struct Apply {
     provider: NodeId,
     /// Up to here the origin's transactions are applied.
     progress: u64,
-    /// The server's origin numbers and the nodes they stand for.
-    origins: HashMap<u16, NodeId>,
+    /// The nodes that the server's origin numbers stand for, as far as they were met; None for origins of others.
+    origins: HashMap<u16, Option<NodeId>>,
     check: StreamCheck,
+    /// How many messages of the current frame have passed the check.
+    checked: usize,
     tables: Tables,
     open: Option<Open>,
     conflicts: Conflicts,
     /// How far the provider had applied the others, as the stream told.
     seen: SeenVersions,
+    seen_changed: bool,
 }
 
 impl Apply {
@@ -72,25 +77,31 @@ impl Apply {
         here: NodeId,
         provider: NodeId,
         progress: u64,
-        origins: HashMap<u16, NodeId>,
-        since: PgTimestamp,
+        seen: SeenVersions,
     ) -> Apply {
         Apply {
             place,
             here,
             provider,
             progress,
-            origins,
+            origins: HashMap::new(),
             check: StreamCheck::new(),
+            checked: 0,
             tables: Tables::new(subscription_id),
             open: None,
             conflicts: Conflicts::new(place),
-            seen: SeenVersions::new(since),
+            seen,
+            seen_changed: false,
         }
     }
 
     pub(super) fn in_transaction(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// What the provider had applied of others, if that changed since the last call.
+    pub(super) fn take_changed_seen(&mut self) -> Option<&SeenVersions> {
+        core::mem::take(&mut self.seen_changed).then_some(&self.seen)
     }
 
     /// For messages: which remote transaction is being applied.
@@ -112,7 +123,7 @@ impl Apply {
         self.tables.forget_open();
     }
 
-    /// Applies one frame. `again`: it has been begun before and failed, so its order has been checked already.
+    /// Applies one frame. `again`: it has been begun before and failed.
     pub(super) fn frame(
         &mut self,
         frame: &[u8],
@@ -120,9 +131,16 @@ impl Apply {
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
         let mut decoder = Decoder::new(frame);
+        if !again {
+            self.checked = 0;
+        }
+        let mut number = 0;
         while let Some(message) = decoder.next()? {
-            if !again {
+            number += 1;
+            // What came before the error has been checked in an earlier attempt.
+            if number > self.checked {
                 self.check.observe(&message)?;
+                self.checked = number;
             }
             self.message(&message, progress)?;
         }
@@ -185,6 +203,7 @@ impl Apply {
         }
         for seen in begin.seen.iter() {
             self.seen.advance(seen.origin, seen.timestamp);
+            self.seen_changed = true;
         }
         let skip = begin.origin_lsn.0 <= self.progress;
         if !skip {
@@ -252,7 +271,7 @@ impl Apply {
         open.changes += 1;
         let remote = open.version;
         let (target, table, counters) = self.tables.open(relation)?;
-        let (origins, here, seen) = (&self.origins, self.here, &self.seen);
+        let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
         let decision = table.apply(target, change, &mut |found| {
             let local = local(found, origins, here);
@@ -290,8 +309,8 @@ impl Apply {
 }
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as
-/// older than everything; one written without a known origin is the local group's.
-fn local(found: Found, origins: &HashMap<u16, NodeId>, here: NodeId) -> Local {
+/// older than everything; one written without an origin, or with one that is not ours, is the local group's.
+fn local(found: Found, origins: &mut HashMap<u16, Option<NodeId>>, here: NodeId) -> Local {
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
@@ -301,9 +320,15 @@ fn local(found: Found, origins: &HashMap<u16, NodeId>, here: NodeId) -> Local {
                 origin: if origin == 0 {
                     here
                 } else {
-                    origins.get(&origin).copied().unwrap_or(here)
+                    node_of(origin, origins).unwrap_or(here)
                 },
             },
         }),
     }
+}
+
+fn node_of(origin: u16, origins: &mut HashMap<u16, Option<NodeId>>) -> Option<NodeId> {
+    *origins
+        .entry(origin)
+        .or_insert_with(|| Origin(origin).name().as_deref().and_then(origins::node_of_name))
 }
