@@ -77,6 +77,8 @@ pub(crate) struct Session {
     seen: HashMap<NodeId, (u64, i64)>,
     /// Entries of `seen` that changed since they were last sent.
     unsent: Vec<NodeId>,
+    /// What the subscriber was last told of tables that several are sent as.
+    shapes: HashMap<u32, u64>,
 }
 
 impl Session {
@@ -157,6 +159,7 @@ impl Session {
             names: HashMap::new(),
             seen: HashMap::new(),
             unsent: Vec::new(),
+            shapes: HashMap::new(),
         })
     }
 
@@ -213,24 +216,13 @@ impl Session {
         self.began = false;
     }
 
-    /// Starts a row message if the table's sets let the change through; the caller then writes the columns.
+    /// Starts a row message; the caller then writes the columns.
     pub(crate) fn start_change(
         &mut self,
         change: Change,
         table: &mut Published,
         has_old: bool,
-    ) -> Result<bool, EncodeError> {
-        let wanted = match change {
-            Change::Insert => table.membership.insert,
-            Change::Update => table.membership.update && table.columns.iter().any(|column| column.key),
-            Change::Delete => table.membership.delete && has_old,
-        };
-        if !wanted {
-            if change != Change::Insert {
-                table.warn_of_lost_identity(change);
-            }
-            return Ok(false);
-        }
+    ) -> Result<(), EncodeError> {
         self.ensure_begun()?;
         self.announce(table)?;
         let (old_kind, old_columns) = if table.full {
@@ -244,7 +236,7 @@ impl Session {
             Change::Update => self.encoder.start_update(table.id, has_old.then_some(old)),
             Change::Delete => self.encoder.start_delete(table.id, old.0, old.1),
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Before the new row of an update.
@@ -391,8 +383,10 @@ impl Session {
     }
 
     fn announce(&mut self, table: &mut Published) -> Result<(), EncodeError> {
-        if table.announced {
-            return Ok(());
+        match table.shape {
+            None if table.announced => return Ok(()),
+            Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
+            _ => {}
         }
         table.announced = true;
         let columns: Vec<RelationColumn<'_>> = table

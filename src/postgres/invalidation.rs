@@ -12,6 +12,7 @@ thread_local! {
     // A backend is single-threaded, and nothing that holds one of these reads a catalog.
     static NOTED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
     static ALL: Cell<bool> = const { Cell::new(false) };
+    static GENERATION: Cell<u64> = const { Cell::new(0) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -53,8 +54,14 @@ pub(crate) fn take() -> Invalidated {
     }
 }
 
+/// A number that grows with every change of any relation.
+pub(crate) fn generation() -> u64 {
+    GENERATION.get()
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn noted(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    GENERATION.set(GENERATION.get() + 1);
     NOTED.with_borrow_mut(|noted| {
         if relation == pg_sys::InvalidOid || noted.len() >= LIMIT {
             ALL.set(true);

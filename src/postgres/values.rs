@@ -8,6 +8,8 @@
 use pg_ha_replication::codec::Encoder;
 use pgrx::pg_sys;
 
+use super::version;
+
 /// Built-in types that have a plain form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Plain {
@@ -137,6 +139,49 @@ unsafe fn copy(bytes: &[u8], to: *mut u8) -> pg_sys::Datum {
     // SAFETY: the caller's promise; fresh memory does not overlap the input.
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     pg_sys::Datum::from(to)
+}
+
+/// Whether a datum is a pointer to a value that stands in a TOAST table.
+///
+/// # Safety
+/// `datum` is a varlena.
+pub(crate) unsafe fn is_external_ondisk(datum: pg_sys::Datum) -> bool {
+    // SAFETY: the first bytes of every varlena tell its kind (postgres.h: VARATT_IS_EXTERNAL_ONDISK).
+    unsafe {
+        let value = datum.cast_mut_ptr::<pg_sys::varlena>();
+        pgrx::varatt_is_1b_e(value)
+            && (*value.cast::<pg_sys::varattrib_1b_e>()).va_tag as u32
+                == pg_sys::vartag_external::VARTAG_ONDISK
+    }
+}
+
+/// Replaces values of a decoded row that the WAL holds no copy of by those of the old row, where that has them: an
+/// update logs a TOAST value that it left alone with the old key only.
+///
+/// # Safety
+/// Both arrays hold a row with this descriptor; `old` is another one, and outlives the use of the arrays.
+pub(crate) unsafe fn complete_from(
+    desc: pg_sys::TupleDesc,
+    datums: *mut pg_sys::Datum,
+    nulls: *mut bool,
+    old: pg_sys::HeapTuple,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for index in 0..(*desc).natts as usize {
+            if *nulls.add(index)
+                || version::attribute(desc, index).attlen != -1
+                || !is_external_ondisk(*datums.add(index))
+            {
+                continue;
+            }
+            let mut null = true;
+            let datum = pg_sys::heap_getattr(old, index as i32 + 1, desc, &mut null);
+            if !null {
+                *datums.add(index) = datum;
+            }
+        }
+    }
 }
 
 /// Text of the server's encoding in the session's.

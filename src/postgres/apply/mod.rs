@@ -5,10 +5,11 @@
 //! is applied is the caller's judgement of what was found.
 
 mod find;
+mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
 
-use pg_ha_replication::conflict::Action;
+use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
 use super::origin::Origin;
@@ -56,6 +57,43 @@ pub(crate) enum Found {
         timestamp: Option<i64>,
         origin: u16,
     },
+}
+
+/// A target, opened in the current transaction.
+pub(crate) enum Opened {
+    Plain(Box<table::OpenTable>),
+    Partitioned(Box<partitioned::PartitionedTable>),
+}
+
+impl Opened {
+    pub(crate) fn open(target: &target::Target) -> Opened {
+        if target.partitioned {
+            Opened::Partitioned(Box::new(partitioned::PartitionedTable::open(target)))
+        } else {
+            Opened::Plain(Box::new(table::OpenTable::open(target)))
+        }
+    }
+
+    /// Applies one change, see [`table::OpenTable::apply`].
+    pub(crate) fn apply(
+        &mut self,
+        target: &target::Target,
+        change: &table::RowChange<'_, '_>,
+        judge: &mut dyn FnMut(Found) -> Decision,
+    ) -> Result<Decision, ApplyError> {
+        match self {
+            Opened::Plain(table) => table.apply(target, change, judge),
+            Opened::Partitioned(table) => table.apply(target, change, judge),
+        }
+    }
+
+    /// Closes it; locks stay until the end of the transaction.
+    pub(crate) fn close(self) {
+        match self {
+            Opened::Plain(table) => table.close(),
+            Opened::Partitioned(table) => table.close(),
+        }
+    }
 }
 
 /// Starts the local transaction of a remote one.
@@ -109,12 +147,27 @@ pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequen
             core::ptr::null_mut(),
         );
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        // A partitioned table means all that is below it.
+        let lock = pg_sys::AccessExclusiveLock as i32;
+        let mut wanted: Vec<pg_sys::Oid> = Vec::new();
         for table in tables {
-            let relation = pg_sys::table_open(table.oid, pg_sys::AccessExclusiveLock as i32);
+            let below = if table.partitioned {
+                partitioned::inheritors(table.oid, lock)
+            } else {
+                vec![table.oid]
+            };
+            for oid in below {
+                if !wanted.contains(&oid) {
+                    wanted.push(oid);
+                }
+            }
+        }
+        for oid in &wanted {
+            let relation = pg_sys::table_open(*oid, lock);
             relations = pg_sys::lappend(relations, relation.cast());
-            oids = pg_sys::lappend_oid(oids, table.oid);
+            oids = pg_sys::lappend_oid(oids, *oid);
             if version::is_logically_logged(relation) {
-                logged = pg_sys::lappend_oid(logged, table.oid);
+                logged = pg_sys::lappend_oid(logged, *oid);
             }
         }
         let behavior = if cascade {
@@ -122,7 +175,7 @@ pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequen
         } else {
             pg_sys::DropBehavior::DROP_RESTRICT
         };
-        let opened: Vec<pg_sys::Relation> = (0..tables.len())
+        let opened: Vec<pg_sys::Relation> = (0..wanted.len())
             .map(|index| pg_sys::list_nth(relations, index as i32).cast())
             .collect();
         version::truncate(relations, oids, logged, behavior, restart_sequences);

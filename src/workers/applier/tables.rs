@@ -1,19 +1,19 @@
 //! The tables that the provider has described, and what they are here.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pg_ha_replication::codec;
 
-use crate::postgres::apply::ApplyError;
-use crate::postgres::apply::table::OpenTable;
 use crate::postgres::apply::target::{RemoteTable, Target};
+use crate::postgres::apply::{ApplyError, Opened};
 use crate::postgres::invalidation::{self, Invalidated};
 use crate::shared_state::layout::TableCounters;
 use crate::shared_state::table;
 
 /// A table of the provider.
 pub(super) struct Known {
-    remote: RemoteTable,
+    remote: Rc<RemoteTable>,
     /// Its local counterpart, until that changes.
     target: Option<Target>,
     pub(super) counters: Option<&'static TableCounters>,
@@ -23,7 +23,7 @@ pub(super) struct Known {
 pub(super) struct Tables {
     subscription_id: i32,
     known: HashMap<u32, Known>,
-    open: Vec<(u32, OpenTable)>,
+    open: Vec<(u32, Opened)>,
 }
 
 impl Tables {
@@ -42,7 +42,7 @@ impl Tables {
             self.open.swap_remove(place).1.close();
         }
         let known = Known {
-            remote: RemoteTable::new(relation),
+            remote: Rc::new(RemoteTable::new(relation)),
             target: None,
             counters: None,
         };
@@ -53,7 +53,7 @@ impl Tables {
     pub(super) fn open(
         &mut self,
         id: u32,
-    ) -> Result<(&Target, &mut OpenTable, Option<&'static TableCounters>), ApplyError> {
+    ) -> Result<(&Target, &mut Opened, Option<&'static TableCounters>), ApplyError> {
         let place = match self.open.iter().position(|(open, _)| *open == id) {
             Some(place) => place,
             None => {
@@ -67,11 +67,11 @@ impl Tables {
         Ok((target, &mut self.open[place].1, known.counters))
     }
 
-    fn open_now(&mut self, id: u32) -> Result<OpenTable, ApplyError> {
+    fn open_now(&mut self, id: u32) -> Result<Opened, ApplyError> {
         loop {
             self.resolve(id)?;
             let target = self.target(id)?;
-            let (oid, opened) = (target.oid, OpenTable::open(target));
+            let (oid, opened) = (target.oid, Opened::open(target));
             // Taking the lock may have told us of a change that the target does not know yet.
             self.forget_changed();
             match self.known.get(&id).and_then(|known| known.target.as_ref()) {
