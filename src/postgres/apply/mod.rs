@@ -133,6 +133,12 @@ pub(crate) fn abort() {
     }
 }
 
+/// Locks a table as changes of its rows do, until the end of the transaction; what changed it before becomes known.
+pub(crate) fn lock_table(oid: pg_sys::Oid) {
+    // SAFETY: in a transaction; locking an oid that is gone is harmless.
+    unsafe { pg_sys::LockRelationOid(oid, pg_sys::RowExclusiveLock as i32) };
+}
+
 /// Truncates tables as one command.
 ///
 /// # Errors
