@@ -58,10 +58,11 @@ CREATE TABLE ha.origin_ids (
     roident  oid PRIMARY KEY,
     node_id  integer NOT NULL,
     ordinal  integer NOT NULL DEFAULT 0,
+    node_uid uuid NOT NULL,
     UNIQUE (node_id, ordinal)
 );
 COMMENT ON TABLE ha.origin_ids IS
-    'which of this server''s replication origin numbers stand for which origin (by the id of its founding node)';
+    'which of this server''s replication origin numbers stand for which origin (by the id of its founding node); a node made anew under an old id has a number of its own';
 
 -- Replication sets: tables ------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ pub(crate) struct PlannedSubscription {
     pub(crate) name: String,
     pub(crate) provider_node: i32,
     pub(crate) provider_name: String,
+    pub(crate) provider_uid: String,
     pub(crate) dsn: String,
     pub(crate) slot_name: String,
     pub(crate) enabled: bool,
@@ -56,7 +57,8 @@ pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>,
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT s.subscription_id, s.subscription_name::text, s.provider_node_id, n.node_name::text, \
-                    s.provider_dsn, s.slot_name::text, s.enabled, s.replication_sets, s.forward_origins, s.created_at \
+                    s.provider_dsn, s.slot_name::text, s.enabled, s.replication_sets, s.forward_origins, s.created_at, \
+                    n.node_uid::text \
              FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
              WHERE $1 IS NULL OR s.subscription_id = $1 ORDER BY 1",
             None,
@@ -67,6 +69,7 @@ pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>,
                 id: row.get::<i32>(1)?.unwrap_or_default(),
                 name: row.get::<String>(2)?.unwrap_or_default(),
                 provider_node: row.get::<i32>(3)?.unwrap_or_default(),
+                provider_uid: row.get::<String>(11)?.unwrap_or_default(),
                 provider_name: row.get::<String>(4)?.unwrap_or_default(),
                 dsn: row.get::<String>(5)?.unwrap_or_default(),
                 slot_name: row.get::<String>(6)?.unwrap_or_default(),

@@ -127,3 +127,55 @@ pub(crate) fn columns(oid: Oid) -> Result<Vec<String>, Error> {
         |row| row.get(1),
     )
 }
+
+/// The columns that updates and deletes find rows by; all of them for replica identity FULL.
+pub(crate) fn identity_columns(oid: Oid) -> Result<Vec<String>, Error> {
+    read(
+        "SELECT a.attname::text \
+           FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
+          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
+            AND (c.relreplident = 'f' AND a.attgenerated = '' OR EXISTS \
+                 (SELECT FROM pg_catalog.pg_index i \
+                   WHERE i.indrelid = c.oid \
+                     AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident) \
+                     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))) \
+          ORDER BY a.attnum",
+        &[oid.into()],
+        |row| row.get(1),
+    )
+}
+
+/// What a name that is not among [`columns`] stands for.
+pub(crate) enum ColumnKind {
+    Missing,
+    System,
+    Generated,
+}
+
+/// What a name stands for that is not among [`columns`].
+pub(crate) fn column_kind(oid: Oid, name: &str) -> Result<ColumnKind, Error> {
+    let system = read_one(
+        "SELECT attnum < 0 FROM pg_catalog.pg_attribute \
+          WHERE attrelid = $1 AND attname = $2::text::name AND NOT attisdropped",
+        &[oid.into(), name.into()],
+        |row| row.get::<bool>(1),
+    )?;
+    Ok(match system {
+        None => ColumnKind::Missing,
+        Some(true) => ColumnKind::System,
+        Some(false) => ColumnKind::Generated,
+    })
+}
+
+/// The partitions of a table that hold rows on this server.
+pub(crate) fn leaf_partitions(root: Oid) -> Result<Vec<Relation>, Error> {
+    read(
+        &format!(
+            "{QUERY} WHERE c.relkind = 'r' AND c.oid IN \
+               (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf) \
+             ORDER BY n.nspname, c.relname"
+        ),
+        &[root.into()],
+        from_row,
+    )
+}

@@ -28,14 +28,58 @@ pub(crate) fn of_set(set_id: i32) -> Result<Vec<Oid>, Error> {
     )
 }
 
+/// A table's place in a set.
+pub(crate) struct Member {
+    pub(crate) relation: Oid,
+    /// None: all columns.
+    pub(crate) columns: Option<Vec<String>>,
+    pub(crate) row_filter: Option<String>,
+    pub(crate) include_partitions: bool,
+}
+
+impl Member {
+    /// All rows and columns, and all partitions.
+    pub(crate) fn whole(relation: Oid) -> Member {
+        Member {
+            relation,
+            columns: None,
+            row_filter: None,
+            include_partitions: true,
+        }
+    }
+}
+
+/// The tables of a set with what is sent of them, as far as they exist.
+pub(crate) fn members(set_id: i32) -> Result<Vec<Member>, Error> {
+    read(
+        "SELECT t.relation::oid, t.columns, t.row_filter, t.include_partitions FROM ha.replication_set_tables t \
+           JOIN pg_catalog.pg_class c ON c.oid = t.relation WHERE t.set_id = $1 ORDER BY 1",
+        &[set_id.into()],
+        |row| {
+            Ok(Member {
+                relation: row.get(1)?,
+                columns: row.maybe(2)?,
+                row_filter: row.maybe(3)?,
+                include_partitions: row.get(4)?,
+            })
+        },
+    )
+}
+
 /// Adds a table to a set.
-pub(crate) fn insert(set_id: i32, relation: Oid, include_partitions: bool) -> Result<(), Error> {
+pub(crate) fn insert(set_id: i32, member: &Member) -> Result<(), Error> {
     execute(
-        "INSERT INTO ha.replication_set_tables (relation, set_id, include_partitions) \
-         VALUES ($1::oid::regclass, $2, $3)",
-        &[relation.into(), set_id.into(), include_partitions.into()],
+        "INSERT INTO ha.replication_set_tables (relation, set_id, columns, row_filter, include_partitions) \
+         VALUES ($1::oid::regclass, $2, $3, $4, $5)",
+        &[
+            member.relation.into(),
+            set_id.into(),
+            member.columns.clone().into(),
+            member.row_filter.as_deref().into(),
+            member.include_partitions.into(),
+        ],
     )?;
-    invalidate(relation)
+    invalidate(member.relation)
 }
 
 /// Takes a table out of a set; false if it was not in it.

@@ -201,13 +201,26 @@ pub(crate) fn unready(subscription_id: i32) -> Result<(i64, Option<String>), Err
     .ok_or(Error::Null { column: 1 })
 }
 
+/// How the rows of this table alone are named: without those of tables that inherit from it, which are tables of their
+/// own, but with those of its partitions.
+fn rows_of(qualified_name: &str) -> Result<String, Error> {
+    let partitioned = read_one(
+        "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = $1::pg_catalog.regclass",
+        &[qualified_name.into()],
+        |row| row.get::<bool>(1),
+    )?;
+    Ok(match partitioned {
+        Some(true) => qualified_name.to_owned(),
+        _ => format!("ONLY {qualified_name}"),
+    })
+}
+
 /// Whether the local table holds a row.
 pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
-    read_one(
-        &format!("SELECT EXISTS (SELECT FROM ONLY {qualified_name})"),
-        &[],
-        |row| row.get(1),
-    )?
+    let rows = rows_of(qualified_name)?;
+    read_one(&format!("SELECT EXISTS (SELECT FROM {rows})"), &[], |row| {
+        row.get(1)
+    })?
     .ok_or(Error::Null { column: 1 })
 }
 
@@ -216,18 +229,55 @@ pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
 pub(crate) fn empty(qualified_name: &str) -> Result<(), Error> {
     let referenced: bool = read_one(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint \
-                         WHERE contype = 'f' AND confrelid = $1::pg_catalog.regclass AND conrelid <> confrelid)",
+                         WHERE contype = 'f' AND conrelid <> confrelid \
+                           AND (confrelid = $1::pg_catalog.regclass OR confrelid IN \
+                                (SELECT relid FROM pg_catalog.pg_partition_tree($1::pg_catalog.regclass))))",
         &[qualified_name.into()],
         |row| row.get(1),
     )?
     .ok_or(Error::Null { column: 1 })?;
+    let rows = rows_of(qualified_name)?;
     let statement = if referenced {
-        format!("DELETE FROM ONLY {qualified_name}")
+        format!("DELETE FROM {rows}")
     } else {
-        format!("TRUNCATE ONLY {qualified_name}")
+        format!("TRUNCATE {rows}")
     };
     execute(&statement, &[])?;
     Ok(())
+}
+
+/// Whether a local table is a partition of another one.
+pub(crate) fn is_partition_of(relation: pgrx::pg_sys::Oid, qualified_name: &str) -> Result<bool, Error> {
+    read_one(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors($1::oid) a \
+                         WHERE a.relid = pg_catalog.to_regclass($2))",
+        &[relation.into(), qualified_name.into()],
+        |row| row.get(1),
+    )?
+    .ok_or(Error::Null { column: 1 })
+}
+
+/// The partitioned tables above a local table, by schema and name.
+pub(crate) fn tables_above(relation: pgrx::pg_sys::Oid) -> Result<Vec<(String, String)>, Error> {
+    read(
+        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_partition_ancestors($1::oid) a \
+           JOIN pg_catalog.pg_class c ON c.oid = a.relid \
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE a.relid <> $1::oid",
+        &[relation.into()],
+        |row| Ok((row.get(1)?, row.get(2)?)),
+    )
+}
+
+/// For queries on a provider: the beginning of a WITH that names the places of tables in these sets `wanted`.
+pub(crate) fn wanted(sets: &[String]) -> String {
+    let sets: Vec<String> = sets.iter().map(pgrx::spi::quote_literal).collect();
+    format!(
+        "wanted AS (SELECT m.relation::oid AS relid, m.columns, m.row_filter, m.include_partitions, \
+                           s.replicate_insert, s.replicate_update OR s.replicate_delete AS needs_key \
+                      FROM ha.replication_set_tables m JOIN ha.replication_sets s USING (set_id) \
+                     WHERE s.set_name IN ({}))",
+        sets.join(", ")
+    )
 }
 
 /// Whether a process waits, directly or through others, for something that this one holds.

@@ -73,10 +73,12 @@ pub(crate) struct Session {
     /// Positions of filtered transactions by PostgreSQL's origin number, met since the last look-up of names: names
     /// can be read only inside a transaction, which a filtered one does not open.
     met: HashMap<u16, (u64, i64)>,
-    names: HashMap<u16, Option<NodeId>>,
+    names: HashMap<u16, NodeId>,
     seen: HashMap<NodeId, (u64, i64)>,
     /// Entries of `seen` that changed since they were last sent.
     unsent: Vec<NodeId>,
+    /// What the subscriber was last told of tables that several are sent as.
+    shapes: HashMap<u32, u64>,
 }
 
 impl Session {
@@ -109,6 +111,27 @@ impl Session {
                 "The output plugin pg_ha speaks to pg_ha subscriptions only; use ha.sub_create to make one.",
             )
         })?;
+        if options.provider_uid != local.node_uid.as_str() {
+            return Err(refuse(
+                format!(
+                    "node \"{}\" takes this node for another one (uid {}, this is {})",
+                    options.node_name,
+                    options.provider_uid,
+                    local.node_uid.as_str()
+                ),
+                "Drop the subscription there and make it again: this node was created anew since.",
+            ));
+        }
+        let flushed = Lsn(crate::postgres::flushed_wal());
+        if options.applied_lsn > flushed {
+            return Err(refuse(
+                format!(
+                    "node \"{}\" has applied this node's changes up to {}, but the WAL here ends at {flushed}",
+                    options.node_name, options.applied_lsn
+                ),
+                "This server was restored to an earlier state. Drop the subscription there and make it again.",
+            ));
+        }
         let agreed = options::negotiate(
             &options,
             &ProviderVersions::of_this_build(server::version_number()),
@@ -136,6 +159,7 @@ impl Session {
             names: HashMap::new(),
             seen: HashMap::new(),
             unsent: Vec::new(),
+            shapes: HashMap::new(),
         })
     }
 
@@ -165,22 +189,25 @@ impl Session {
 
     /// Turns what was seen since the last call into node ids; `name` reads an origin's name from the catalog.
     pub(crate) fn learn_origins(&mut self, name: impl Fn(u16) -> Option<String>) {
-        for (origin, position) in self.met.drain() {
-            let node = *self.names.entry(origin).or_insert_with(|| {
-                name(origin)
+        // An origin may be too new for the transaction under whose snapshot names are read here: ask again later.
+        let (names, seen, unsent) = (&mut self.names, &mut self.seen, &mut self.unsent);
+        self.met.retain(|origin, position| {
+            let known = names.get(origin).copied().or_else(|| {
+                name(*origin)
                     .as_deref()
                     .and_then(crate::catalog::origins::node_of_name)
             });
-            if let Some(node) = node {
-                let newest = self.seen.entry(node).or_default();
-                if position > *newest {
-                    *newest = position;
-                    if !self.unsent.contains(&node) {
-                        self.unsent.push(node);
-                    }
+            let Some(node) = known else { return true };
+            names.insert(*origin, node);
+            let newest = seen.entry(node).or_default();
+            if *position > *newest {
+                *newest = *position;
+                if !unsent.contains(&node) {
+                    unsent.push(node);
                 }
             }
-        }
+            false
+        });
     }
 
     /// Nothing is written before the first change that is wanted.
@@ -189,21 +216,13 @@ impl Session {
         self.began = false;
     }
 
-    /// Starts a row message if the table's sets let the change through; the caller then writes the columns.
+    /// Starts a row message; the caller then writes the columns.
     pub(crate) fn start_change(
         &mut self,
         change: Change,
         table: &mut Published,
         has_old: bool,
-    ) -> Result<bool, EncodeError> {
-        let wanted = match change {
-            Change::Insert => table.membership.insert,
-            Change::Update => table.membership.update && table.columns.iter().any(|column| column.key),
-            Change::Delete => table.membership.delete && has_old,
-        };
-        if !wanted {
-            return Ok(false);
-        }
+    ) -> Result<(), EncodeError> {
         self.ensure_begun()?;
         self.announce(table)?;
         let (old_kind, old_columns) = if table.full {
@@ -217,7 +236,7 @@ impl Session {
             Change::Update => self.encoder.start_update(table.id, has_old.then_some(old)),
             Change::Delete => self.encoder.start_delete(table.id, old.0, old.1),
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Before the new row of an update.
@@ -310,6 +329,8 @@ impl Session {
 
     pub(crate) fn frame_sent(&mut self) {
         self.encoder.clear();
+        // One huge row must not keep its memory for the life of the connection.
+        self.encoder.shrink_to(16 * FRAME_LIMIT);
     }
 
     fn ensure_hello(&mut self) -> Result<(), EncodeError> {
@@ -362,8 +383,10 @@ impl Session {
     }
 
     fn announce(&mut self, table: &mut Published) -> Result<(), EncodeError> {
-        if table.announced {
-            return Ok(());
+        match table.shape {
+            None if table.announced => return Ok(()),
+            Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
+            _ => {}
         }
         table.announced = true;
         let columns: Vec<RelationColumn<'_>> = table

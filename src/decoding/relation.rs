@@ -1,5 +1,7 @@
 //! What a decoding session knows of one table.
 
+use super::Change;
+use crate::postgres::row_filter::RowFilter;
 use crate::postgres::values::Plain;
 
 /// A table as it is sent: valid until the relation cache says that it changed.
@@ -14,11 +16,45 @@ pub(crate) struct Published {
     pub(crate) full: bool,
     pub(crate) columns: Vec<Column>,
     pub(crate) membership: Membership,
+    pub(crate) filter: Option<RowFilter>,
+    /// The partitioned tables above it, by oid: what is known here changes with them.
+    pub(crate) above: Vec<u32>,
     /// The subscriber has been told of it in this session.
     pub(crate) announced: bool,
+    /// It has been said that its updates and deletes cannot be sent.
+    pub(crate) warned: bool,
+    /// For a table whose name stands for others too: what tells this description from another under the same number.
+    pub(crate) shape: Option<u64>,
 }
 
 impl Published {
+    /// Whether its sets send this kind of change, and the change holds what is needed to find the row again.
+    pub(crate) fn lets_through(&self, change: Change, has_old: bool) -> bool {
+        match change {
+            Change::Insert => self.membership.insert,
+            Change::Update => self.membership.update && self.columns.iter().any(|column| column.key),
+            Change::Delete => self.membership.delete && has_old,
+        }
+    }
+
+    /// Says, once per description of the table, that updates and deletes cannot be sent although its sets want them.
+    pub(crate) fn warn_of_lost_identity(&mut self, change: Change) {
+        let wanted = match change {
+            Change::Insert => false,
+            Change::Update => self.membership.update,
+            Change::Delete => self.membership.delete,
+        };
+        if wanted && !self.warned {
+            self.warned = true;
+            pgrx::warning!(
+                "pg_ha cannot replicate updates and deletes of table {}.{}: it has no primary key and no replica \
+                 identity any more",
+                self.namespace,
+                self.name
+            );
+        }
+    }
+
     /// How many columns a key row has.
     pub(crate) fn key_columns(&self) -> usize {
         self.columns.iter().filter(|column| column.key).count()

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use pgrx::PgTryBuilder;
 use pgrx::pg_sys::elog::PgLogLevel;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 
 /// What the user is told. Build it with [`Report::new`], then return it as the error of a `Result`; the thunk that
 /// PostgreSQL called raises it once every destructor on the way has run.
@@ -103,6 +103,31 @@ pub(crate) fn rephrasing<T>(code: PgSqlErrorCode, instead: &Report, work: impl F
         None => unreachable!("run once"),
     }))
     .catch_when(code, |_| instead.clone().raise())
+    .execute()
+}
+
+/// Runs `work`; what it raises becomes a refusal, made from the error's code and its words. The transaction must still
+/// be given up afterwards: answer the user with the refusal.
+pub(crate) fn explaining<T>(
+    refusal: impl Fn(PgSqlErrorCode, String) -> Report,
+    work: impl FnOnce() -> T,
+) -> Answer<T> {
+    let mut work = Some(work);
+    let refusal = AssertUnwindSafe(refusal);
+    PgTryBuilder::new(AssertUnwindSafe(|| match work.take() {
+        Some(work) => Ok(work()),
+        None => unreachable!("run once"),
+    }))
+    .catch_others(move |caught| match caught {
+        CaughtError::PostgresError(error) | CaughtError::ErrorReport(error) => {
+            let mut words = error.message().to_owned();
+            if let Some(first) = words.get(..1).map(str::to_uppercase) {
+                words.replace_range(..1, &first);
+            }
+            Err(refusal(error.sql_error_code(), format!("{words}.")))
+        }
+        panic @ CaughtError::RustPanic { .. } => panic.rethrow(),
+    })
     .execute()
 }
 

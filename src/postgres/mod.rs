@@ -15,7 +15,9 @@ pub(crate) mod libpq;
 pub(crate) mod name;
 pub(crate) mod origin;
 mod output_plugin;
+mod publication;
 pub(crate) mod queue;
+pub(crate) mod row_filter;
 pub(crate) mod server;
 pub(crate) mod shmem;
 pub(crate) mod values;
@@ -30,6 +32,29 @@ use pgrx::pg_sys;
 pub(crate) fn now() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// How long a provider may be silent; None for any time.
+pub(crate) fn wal_receiver_timeout() -> Option<std::time::Duration> {
+    // SAFETY: reads a setting.
+    let milliseconds = unsafe { pg_sys::wal_receiver_timeout };
+    u64::try_from(milliseconds)
+        .ok()
+        .filter(|limit| *limit > 0)
+        .map(std::time::Duration::from_millis)
+}
+
+/// How often a subscriber tells its provider how far it is, at least (wal_receiver_status_interval; 0 counts as the
+/// default of 10 s, since a provider would give the subscriber up).
+pub(crate) fn status_interval() -> std::time::Duration {
+    // SAFETY: reads a setting, in seconds.
+    let seconds = unsafe { pg_sys::wal_receiver_status_interval };
+    std::time::Duration::from_secs(
+        u64::try_from(seconds)
+            .ok()
+            .filter(|seconds| *seconds > 0)
+            .unwrap_or(10),
+    )
 }
 
 /// The end of the WAL that is durable on this server.

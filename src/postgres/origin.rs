@@ -26,35 +26,54 @@ impl Origin {
         Some(Origin(unsafe { pg_sys::replorigin_create(name.as_ptr()) }))
     }
 
-    /// How far it has been applied, as far as this server knows without a flush of its own WAL.
-    pub(crate) fn progress(self) -> u64 {
-        // SAFETY: reads shared memory.
-        unsafe { pg_sys::replorigin_get_progress(self.0, false) }
-    }
-
-    /// Makes this process the one that advances the origin: its commits carry it. Raises when another process does.
-    pub(crate) fn use_in_session(self) {
-        // SAFETY: at most once in a worker's life; what is stamped on commits is exactly what is set up.
+    /// Its name; None when there is no such origin. In a transaction.
+    pub(crate) fn name(self) -> Option<String> {
+        let mut name = core::ptr::null_mut();
+        // SAFETY: a catalog look-up; the name is palloc'd text.
         unsafe {
-            version::origin_session_setup(self.0);
-            pg_sys::replorigin_session_origin = self.0;
+            pg_sys::replorigin_by_oid(self.0, true, &mut name)
+                .then(|| core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
         }
     }
 
-    /// Commits the open transaction under this origin, at this position and time, and lets go of the origin. Other
-    /// processes must be kept from doing the same meanwhile (only one at a time can have an origin set up).
-    pub(crate) fn commit_once(self, position: u64, timestamp: i64) {
-        // SAFETY: in a transaction, without an origin of this session's own ([`mark_unsent`] sets none up); what is
-        // stamped on the commit is what is set up, and both are taken back once it is done.
+    /// How far it has been applied, durably: flushes this server's WAL as far as that takes.
+    pub(crate) fn durable_progress(self) -> u64 {
+        // SAFETY: reads shared memory and flushes WAL; not during recovery.
+        unsafe { pg_sys::replorigin_get_progress(self.0, true) }
+    }
+
+    /// Makes this process the one that advances the origin, by [`super::apply::commit`]. Raises when another process
+    /// does already.
+    pub(crate) fn use_in_session(self) {
+        // SAFETY: at most once in a worker's life; what is stamped on commits is exactly what is set up.
+        unsafe { version::origin_session_setup(self.0) };
+        // Registered after the process connected to its database, so that it runs before the transaction that a
+        // FATAL error interrupts is aborted.
+        super::worker::at_exit(|_| Origin::stamp_nothing(), 0);
+    }
+
+    /// Ends the stamping of commits: what this process commits or aborts from here on is local.
+    pub(crate) fn stamp_nothing() {
+        // SAFETY: variables of this process (replication/origin.h), read when a transaction ends.
+        unsafe {
+            pg_sys::replorigin_session_origin = 0;
+            pg_sys::replorigin_session_origin_lsn = 0;
+            pg_sys::replorigin_session_origin_timestamp = 0;
+        }
+    }
+
+    /// Commits the open transaction under this origin, with this time and without a position, and lets go of the
+    /// origin. Other processes must be kept from doing the same meanwhile: one at a time can have an origin set up.
+    pub(crate) fn commit_once(self, timestamp: i64) {
+        // SAFETY: in a transaction, in a session without an origin of its own; what is stamped on the commit is what is
+        // set up, and both are taken back once it is done.
         unsafe {
             version::origin_session_setup(self.0);
             pg_sys::replorigin_session_origin = self.0;
-            pg_sys::replorigin_session_origin_lsn = position;
+            pg_sys::replorigin_session_origin_lsn = 0;
             pg_sys::replorigin_session_origin_timestamp = timestamp;
             pg_sys::CommitTransactionCommand();
-            pg_sys::replorigin_session_origin = pg_sys::InvalidRepOriginId as u16;
-            pg_sys::replorigin_session_origin_lsn = 0;
-            pg_sys::replorigin_session_origin_timestamp = 0;
+            Origin::stamp_nothing();
             pg_sys::replorigin_session_reset();
         }
     }
@@ -66,23 +85,4 @@ pub(crate) fn mark_unsent() {
     // SAFETY: a variable of this process. The value is PostgreSQL's own "do not replicate", which commits without an
     // origin set up.
     unsafe { pg_sys::replorigin_session_origin = pg_sys::DoNotReplicateId as u16 };
-}
-
-/// Runs work that is this node's own, in a process that has an origin set up.
-pub(crate) fn without<R>(work: impl FnOnce() -> R) -> R {
-    // SAFETY: variables of this process, put back before return; an error in `work` ends the process's use of them.
-    unsafe {
-        let before = (
-            pg_sys::replorigin_session_origin,
-            pg_sys::replorigin_session_origin_timestamp,
-        );
-        pg_sys::replorigin_session_origin = pg_sys::InvalidRepOriginId as u16;
-        pg_sys::replorigin_session_origin_timestamp = 0;
-        let result = work();
-        (
-            pg_sys::replorigin_session_origin,
-            pg_sys::replorigin_session_origin_timestamp,
-        ) = before;
-        result
-    }
 }

@@ -12,8 +12,10 @@ use pg_ha_replication::codec::EncodeError;
 
 use super::error::Report;
 use super::invalidation::{self, Invalidated};
-use super::{values, version};
-use crate::decoding::relation::{Column, Membership, Published};
+use super::origin::Origin;
+use super::row_filter::{self, RowFilter, Verdict};
+use super::{publication, values, version};
+use crate::decoding::relation::Published;
 use crate::decoding::{Change, ColumnForm, Session, Transaction};
 
 /// What a decoding context owns: the session, and what this file caches for it.
@@ -96,7 +98,7 @@ unsafe extern "C-unwind" fn begin(
     // SAFETY: a live context and transaction; origins are looked up under the historic snapshot that is set up here.
     unsafe {
         let plugin = plugin(ctx);
-        plugin.session.learn_origins(origin_name);
+        plugin.session.learn_origins(|origin| Origin(origin).name());
         plugin.session.begin(Transaction {
             xid: (*txn).xid.into(),
             commit_lsn: (*txn).final_lsn,
@@ -121,7 +123,7 @@ unsafe extern "C-unwind" fn change(
         let oid = (*relation).rd_id;
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         if !plugin.relations.contains_key(&oid) {
-            let published = describe(relation, &plugin.session);
+            let published = publication::describe(relation, &plugin.session);
             plugin.relations.insert(oid, published);
         }
         let Plugin {
@@ -139,16 +141,41 @@ unsafe extern "C-unwind" fn change(
                 Action::REORDER_BUFFER_CHANGE_UPDATE => Change::Update,
                 _ => Change::Delete,
             };
-            if written(session.start_change(kind, published, !old.is_null())) {
-                let desc = (*relation).rd_att;
-                if !old.is_null() {
-                    write_row(session, published, desc, old, !published.full, datums, nulls);
+            let desc = (*relation).rd_att;
+            let kind = if !published.lets_through(kind, !old.is_null()) {
+                published.warn_of_lost_identity(kind);
+                None
+            } else if let Some(filter) = &published.filter {
+                filtered(filter, kind, desc, old, new)
+            } else {
+                Some(kind)
+            };
+            if let Some(kind) = kind {
+                written(session.start_change(kind, published, !old.is_null()));
+                if !old.is_null() && kind != Change::Insert {
+                    let none = core::ptr::null_mut();
+                    write_row(
+                        session,
+                        published,
+                        desc,
+                        old,
+                        none,
+                        !published.full,
+                        datums,
+                        nulls,
+                    );
                 }
-                if !new.is_null() {
+                if !new.is_null() && kind != Change::Delete {
                     if kind == Change::Update {
                         session.start_new_row(published);
                     }
-                    write_row(session, published, desc, new, false, datums, nulls);
+                    // An insert that an update became has nobody to take unsent values from but its old row.
+                    let complete = if kind == Change::Insert {
+                        old
+                    } else {
+                        core::ptr::null_mut()
+                    };
+                    write_row(session, published, desc, new, complete, false, datums, nulls);
                 }
                 written(session.finish_change());
                 sent = true;
@@ -181,23 +208,24 @@ unsafe extern "C-unwind" fn truncate(
         let plugin = plugin(ctx);
         plugin.forget_invalidated();
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
-        let mut published = Vec::new();
-        for index in 0..count as usize {
-            let relation = *relations.add(index);
-            let oid = (*relation).rd_id;
-            let known = match plugin.relations.remove(&oid) {
-                Some(known) => known,
-                None => describe(relation, &plugin.session),
-            };
-            published.push((oid, known));
-        }
+        let relations: Vec<pg_sys::Relation> =
+            (0..count as usize).map(|index| *relations.add(index)).collect();
+        let oids: Vec<u32> = relations
+            .iter()
+            .map(|relation| (**relation).rd_id.to_u32())
+            .collect();
+        let mut published: Vec<Published> = relations
+            .iter()
+            .map(|relation| publication::describe_alone(*relation, &plugin.session))
+            // What is truncated with a table above it, under whose name it is sent, needs no word of its own.
+            .filter(|known| !known.above.iter().any(|above| oids.contains(above)))
+            .collect();
         let truncation = (*change).data.truncate;
-        written(plugin.session.truncate(
-            published.iter_mut().map(|(_, known)| known),
-            truncation.cascade,
-            truncation.restart_seqs,
-        ));
-        plugin.relations.extend(published);
+        written(
+            plugin
+                .session
+                .truncate(published.iter_mut(), truncation.cascade, truncation.restart_seqs),
+        );
         pg_sys::MemoryContextSwitchTo(previous);
         pg_sys::MemoryContextReset(plugin.scratch);
     }
@@ -256,7 +284,10 @@ unsafe extern "C-unwind" fn filter_by_origin(
         if origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
             return false;
         }
-        if let Some(position) = applied_origin_position((*ctx).reader) {
+        // Slots are made with a context that has no session yet.
+        if !(*ctx).output_plugin_private.is_null()
+            && let Some(position) = applied_origin_position((*ctx).reader)
+        {
             plugin(ctx).session.saw(origin, position);
         }
         true
@@ -298,11 +329,10 @@ impl Plugin {
         match invalidation::take() {
             Invalidated::Nothing => {}
             Invalidated::All => self.relations.clear(),
-            Invalidated::Relations(changed) => {
-                for oid in changed {
-                    self.relations.remove(&oid);
-                }
-            }
+            // What is sent under the name of a table above it changes with that.
+            Invalidated::Relations(changed) => self.relations.retain(|oid, known| {
+                !changed.contains(oid) && !known.above.iter().any(|above| changed.contains(&(*above).into()))
+            }),
         }
     }
 }
@@ -338,15 +368,46 @@ unsafe fn send(ctx: *mut pg_sys::LogicalDecodingContext, session: &mut Session, 
     session.frame_sent();
 }
 
-/// Writes the columns of one row; `key_only`: of its identity columns alone.
+/// What a change becomes by its table's row filter; None: it is not sent.
+///
+/// # Safety
+/// As [`RowFilter::judge`].
+unsafe fn filtered(
+    filter: &RowFilter,
+    kind: Change,
+    desc: pg_sys::TupleDesc,
+    old: pg_sys::HeapTuple,
+    new: pg_sys::HeapTuple,
+) -> Option<Change> {
+    let action = match kind {
+        Change::Insert => row_filter::Action::Insert,
+        Change::Update => row_filter::Action::Update,
+        Change::Delete => row_filter::Action::Delete,
+    };
+    // SAFETY: the caller's promise.
+    match unsafe { filter.judge(action, desc, old, new) } {
+        Verdict::Drop => None,
+        Verdict::Send => Some(kind),
+        Verdict::SendAsInsert => Some(Change::Insert),
+        Verdict::SendAsDelete => Some(Change::Delete),
+    }
+}
+
+/// Writes the columns of one row; `key_only`: of its identity columns alone. Values that the row lacks are taken from
+/// `complete`, where that is not null.
 ///
 /// # Safety
 /// `row` is a row of a table with descriptor `desc`, which `published` describes.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the buffers are passed one by one, to be borrowed beside the session"
+)]
 unsafe fn write_row(
     session: &mut Session,
     published: &Published,
     desc: pg_sys::TupleDesc,
     row: pg_sys::HeapTuple,
+    complete: pg_sys::HeapTuple,
     key_only: bool,
     datums: &mut Vec<pg_sys::Datum>,
     nulls: &mut Vec<bool>,
@@ -357,6 +418,9 @@ unsafe fn write_row(
         datums.resize(natts, pg_sys::Datum::from(0));
         nulls.resize(natts, true);
         pg_sys::heap_deform_tuple(row, desc, datums.as_mut_ptr(), nulls.as_mut_ptr());
+        if !complete.is_null() {
+            values::complete_from(desc, datums.as_mut_ptr(), nulls.as_mut_ptr(), complete);
+        }
         let convert = session.converts_text();
         let out = session.encoder();
         for column in &published.columns {
@@ -369,7 +433,7 @@ unsafe fn write_row(
                 continue;
             }
             let datum = datums[index];
-            if column.varlena && is_external_ondisk(datum) {
+            if column.varlena && values::is_external_ondisk(datum) {
                 // The WAL holds no copy of a TOAST value that an update left alone.
                 out.unchanged();
                 continue;
@@ -387,251 +451,6 @@ unsafe fn write_row(
                 }
             }
         }
-    }
-}
-
-/// # Safety
-/// `datum` is a varlena.
-unsafe fn is_external_ondisk(datum: pg_sys::Datum) -> bool {
-    // SAFETY: the first bytes of every varlena tell its kind (postgres.h: VARATT_IS_EXTERNAL_ONDISK).
-    unsafe {
-        let value = datum.cast_mut_ptr::<pg_sys::varlena>();
-        pgrx::varatt_is_1b_e(value)
-            && (*value.cast::<pg_sys::varattrib_1b_e>()).va_tag as u32
-                == pg_sys::vartag_external::VARTAG_ONDISK
-    }
-}
-
-/// Reads from the catalogs, as of this point of the WAL, what a table's changes need.
-///
-/// # Safety
-/// `relation` is open, under the historic snapshot.
-unsafe fn describe(relation: pg_sys::Relation, session: &Session) -> Published {
-    // SAFETY: the relation's own descriptor and catalogs, read with the server's functions.
-    unsafe {
-        let oid = (*relation).rd_id;
-        let form = &*(*relation).rd_rel;
-        let desc = (*relation).rd_att;
-        let key = pg_sys::RelationGetIndexAttrBitmap(
-            relation,
-            pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_IDENTITY_KEY,
-        );
-        let identity = form.relreplident as u8;
-        let full = identity == pg_sys::REPLICA_IDENTITY_FULL;
-        let mut columns = Vec::with_capacity((*desc).natts as usize);
-        for index in 0..(*desc).natts as usize {
-            let attribute = version::attribute(desc, index);
-            if attribute.attisdropped || attribute.attgenerated != 0 {
-                continue;
-            }
-            let member = i32::from(attribute.attnum) - pg_sys::FirstLowInvalidHeapAttributeNumber;
-            columns.push(Column {
-                index,
-                name: values::identifier(attribute.attname.data.as_ptr()),
-                type_oid: attribute.atttypid.to_u32(),
-                type_name: type_name(attribute.atttypid),
-                typmod: attribute.atttypmod,
-                key: full || pg_sys::bms_is_member(member, key),
-                varlena: attribute.attlen == -1,
-                form: column_form(attribute.atttypid, session.binary()),
-            });
-        }
-        let namespace = pg_sys::get_namespace_name(form.relnamespace);
-        Published {
-            id: oid.to_u32(),
-            namespace: if namespace.is_null() {
-                String::new()
-            } else {
-                values::identifier(namespace)
-            },
-            name: values::identifier(form.relname.data.as_ptr()),
-            replica_identity: identity,
-            full,
-            columns,
-            membership: membership(oid, session.replication_sets()),
-            announced: false,
-        }
-    }
-}
-
-/// Which form a type takes in this session.
-///
-/// # Safety
-/// The type exists.
-unsafe fn column_form(type_oid: pg_sys::Oid, binary: bool) -> ColumnForm {
-    if let Some(plain) = values::Plain::of(type_oid) {
-        return ColumnForm::Plain(plain);
-    }
-    let mut function = pg_sys::InvalidOid;
-    let mut varlena = false;
-    // SAFETY: catalog look-ups of an existing type.
-    unsafe {
-        if binary && values::has_binary_form(type_oid) {
-            pg_sys::getTypeBinaryOutputInfo(type_oid, &mut function, &mut varlena);
-            return ColumnForm::Binary(function);
-        }
-        pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut varlena);
-    }
-    ColumnForm::Text(function)
-}
-
-/// Schema and name of a type.
-///
-/// # Safety
-/// In a transaction.
-unsafe fn type_name(type_oid: pg_sys::Oid) -> (String, String) {
-    // SAFETY: a syscache look-up, released again; names are nul-terminated.
-    unsafe {
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::TYPEOID as i32,
-            pg_sys::Datum::from(type_oid),
-        );
-        if tuple.is_null() {
-            return (String::new(), String::new());
-        }
-        let form: *const pg_sys::FormData_pg_type = pg_sys::GETSTRUCT(tuple).cast();
-        let name = values::identifier((*form).typname.data.as_ptr());
-        let namespace = pg_sys::get_namespace_name((*form).typnamespace);
-        let namespace = if namespace.is_null() {
-            String::new()
-        } else {
-            values::identifier(namespace)
-        };
-        pg_sys::ReleaseSysCache(tuple);
-        (namespace, name)
-    }
-}
-
-/// What the wanted replication sets say of a table, read under the historic snapshot from tables that are declared as
-/// user catalogs for this purpose.
-///
-/// # Safety
-/// In a decoding callback.
-unsafe fn membership(relation: pg_sys::Oid, wanted: &[String]) -> Membership {
-    let mut membership = Membership::default();
-    // SAFETY: catalog scans with the server's functions; every scan is ended and every relation closed. Columns are
-    // fixed-width or names, read by the descriptor of the table itself.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"ha".as_ptr(), true);
-        let sets = pg_sys::get_relname_relid(c"replication_sets".as_ptr(), schema);
-        let members = pg_sys::get_relname_relid(c"replication_set_tables".as_ptr(), schema);
-        let index = pg_sys::get_relname_relid(c"replication_set_tables_pkey".as_ptr(), schema);
-        if [schema, sets, members, index].contains(&pg_sys::InvalidOid) {
-            return membership;
-        }
-        let mut ids = Vec::new();
-        scan(members, index, Some(relation), |row| {
-            ids.push(row.integer(c"set_id"))
-        });
-        if ids.is_empty() {
-            return membership;
-        }
-        scan(sets, pg_sys::InvalidOid, None, |row| {
-            if ids.contains(&row.integer(c"set_id"))
-                && wanted.iter().any(|name| *name == row.name(c"set_name"))
-            {
-                membership.insert |= row.boolean(c"replicate_insert");
-                membership.update |= row.boolean(c"replicate_update");
-                membership.delete |= row.boolean(c"replicate_delete");
-                membership.truncate |= row.boolean(c"replicate_truncate");
-            }
-        });
-    }
-    membership
-}
-
-/// A row of a small catalog table, read column by column.
-struct CatalogRow {
-    tuple: pg_sys::HeapTuple,
-    desc: pg_sys::TupleDesc,
-}
-
-impl CatalogRow {
-    fn value(&self, column: &core::ffi::CStr) -> Option<pg_sys::Datum> {
-        // SAFETY: the tuple belongs to the descriptor; the attribute number was found in it.
-        unsafe {
-            for index in 0..(*self.desc).natts as usize {
-                let attribute = version::attribute(self.desc, index);
-                if core::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()) == column {
-                    let mut null = true;
-                    let datum = pg_sys::heap_getattr(self.tuple, index as i32 + 1, self.desc, &mut null);
-                    return (!null).then_some(datum);
-                }
-            }
-        }
-        None
-    }
-
-    fn integer(&self, column: &core::ffi::CStr) -> i32 {
-        self.value(column).map_or(0, |datum| datum.value() as i32)
-    }
-
-    fn boolean(&self, column: &core::ffi::CStr) -> bool {
-        self.value(column).is_some_and(|datum| datum.value() as u8 != 0)
-    }
-
-    fn name(&self, column: &core::ffi::CStr) -> String {
-        // SAFETY: the column is of type name, whose datum points to a nul-terminated array.
-        self.value(column).map_or_else(String::new, |datum| unsafe {
-            values::identifier(datum.cast_mut_ptr::<pg_sys::NameData>().cast())
-        })
-    }
-}
-
-/// Scans a catalog table, by its index's first column (an oid) where a key is given.
-///
-/// # Safety
-/// In a transaction; the relations exist.
-unsafe fn scan(
-    table: pg_sys::Oid,
-    index: pg_sys::Oid,
-    key: Option<pg_sys::Oid>,
-    mut each: impl FnMut(CatalogRow),
-) {
-    // SAFETY: the server's own way to read catalogs under the current catalog snapshot.
-    unsafe {
-        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
-        let mut keys = [pg_sys::ScanKeyData::default()];
-        if let Some(key) = key {
-            pg_sys::ScanKeyInit(
-                &mut keys[0],
-                1,
-                pg_sys::BTEqualStrategyNumber as u16,
-                pg_sys::F_OIDEQ.into(),
-                pg_sys::Datum::from(key),
-            );
-        }
-        let count = i32::from(key.is_some());
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            index,
-            key.is_some(),
-            core::ptr::null_mut(),
-            count,
-            keys.as_mut_ptr(),
-        );
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            each(CatalogRow {
-                tuple,
-                desc: (*relation).rd_att,
-            });
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
-    }
-}
-
-/// The name of a replication origin; None when it is gone.
-fn origin_name(origin: u16) -> Option<String> {
-    let mut name = core::ptr::null_mut();
-    // SAFETY: a catalog look-up under the historic snapshot; the name is palloc'd text.
-    unsafe {
-        pg_sys::replorigin_by_oid(origin, true, &mut name)
-            .then(|| core::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
     }
 }
 

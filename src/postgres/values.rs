@@ -8,6 +8,8 @@
 use pg_ha_replication::codec::Encoder;
 use pgrx::pg_sys;
 
+use super::version;
+
 /// Built-in types that have a plain form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Plain {
@@ -139,6 +141,49 @@ unsafe fn copy(bytes: &[u8], to: *mut u8) -> pg_sys::Datum {
     pg_sys::Datum::from(to)
 }
 
+/// Whether a datum is a pointer to a value that stands in a TOAST table.
+///
+/// # Safety
+/// `datum` is a varlena.
+pub(crate) unsafe fn is_external_ondisk(datum: pg_sys::Datum) -> bool {
+    // SAFETY: the first bytes of every varlena tell its kind (postgres.h: VARATT_IS_EXTERNAL_ONDISK).
+    unsafe {
+        let value = datum.cast_mut_ptr::<pg_sys::varlena>();
+        pgrx::varatt_is_1b_e(value)
+            && (*value.cast::<pg_sys::varattrib_1b_e>()).va_tag as u32
+                == pg_sys::vartag_external::VARTAG_ONDISK
+    }
+}
+
+/// Replaces values of a decoded row that the WAL holds no copy of by those of the old row, where that has them: an
+/// update logs a TOAST value that it left alone with the old key only.
+///
+/// # Safety
+/// Both arrays hold a row with this descriptor; `old` is another one, and outlives the use of the arrays.
+pub(crate) unsafe fn complete_from(
+    desc: pg_sys::TupleDesc,
+    datums: *mut pg_sys::Datum,
+    nulls: *mut bool,
+    old: pg_sys::HeapTuple,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for index in 0..(*desc).natts as usize {
+            if *nulls.add(index)
+                || version::attribute(desc, index).attlen != -1
+                || !is_external_ondisk(*datums.add(index))
+            {
+                continue;
+            }
+            let mut null = true;
+            let datum = pg_sys::heap_getattr(old, index as i32 + 1, desc, &mut null);
+            if !null {
+                *datums.add(index) = datum;
+            }
+        }
+    }
+}
+
 /// Text of the server's encoding in the session's.
 ///
 /// # Safety
@@ -173,7 +218,7 @@ pub(crate) unsafe fn identifier(name: *const core::ffi::c_char) -> String {
 /// Whether values of the type may travel in PostgreSQL's binary form: a built-in type (only those have the same number
 /// everywhere, and binary forms name types by number) with functions both ways. In a transaction.
 pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
-    if type_oid.to_u32() >= pg_sys::FirstNormalObjectId {
+    if type_oid.to_u32() >= pg_sys::FirstNormalObjectId || names_objects(type_oid) {
         return false;
     }
     // SAFETY: a catalog look-up, released again.
@@ -190,4 +235,33 @@ pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
         pg_sys::ReleaseSysCache(tuple);
         both
     }
+}
+
+/// Types whose values are numbers of objects, which differ from server to server; as text they are names.
+fn names_objects(type_oid: pg_sys::Oid) -> bool {
+    matches!(
+        type_oid,
+        pg_sys::REGPROCOID
+            | pg_sys::REGPROCEDUREOID
+            | pg_sys::REGOPEROID
+            | pg_sys::REGOPERATOROID
+            | pg_sys::REGCLASSOID
+            | pg_sys::REGCOLLATIONOID
+            | pg_sys::REGTYPEOID
+            | pg_sys::REGROLEOID
+            | pg_sys::REGNAMESPACEOID
+            | pg_sys::REGCONFIGOID
+            | pg_sys::REGDICTIONARYOID
+            | pg_sys::REGPROCARRAYOID
+            | pg_sys::REGPROCEDUREARRAYOID
+            | pg_sys::REGOPERARRAYOID
+            | pg_sys::REGOPERATORARRAYOID
+            | pg_sys::REGCLASSARRAYOID
+            | pg_sys::REGCOLLATIONARRAYOID
+            | pg_sys::REGTYPEARRAYOID
+            | pg_sys::REGROLEARRAYOID
+            | pg_sys::REGNAMESPACEARRAYOID
+            | pg_sys::REGCONFIGARRAYOID
+            | pg_sys::REGDICTIONARYARRAYOID
+    )
 }

@@ -38,10 +38,9 @@ pub(crate) struct Area {
 pub(crate) struct LocalNode {
     pub(crate) node_id: u32,
     pub(crate) database_oid: u32,
+    pub(crate) node_uid: Text<40>,
     pub(crate) node_name: Text<64>,
     pub(crate) group_name: Text<64>,
-    /// Why the supervisor does not run this node, if it does not.
-    pub(crate) trouble: Text<512>,
 }
 
 /// One known node, for `ha.status`.
@@ -61,7 +60,7 @@ pub(crate) struct NodeView {
     pub(crate) last_seen: i64,
 }
 
-/// One subscription: numbers are atomics with a single writer each, so that the hot path takes no lock.
+/// One subscription: numbers are atomics that one worker at a time writes or only raises, so that the hot path takes no lock.
 #[repr(C)]
 pub(crate) struct Subscription {
     /// Its id in the catalog; 0 = a free place.
@@ -71,6 +70,8 @@ pub(crate) struct Subscription {
     pub(crate) status: AtomicU32,
     /// 1 while the supervisor wants the workers to run.
     pub(crate) wanted: AtomicU32,
+    /// 1 after a change that could not be applied, until something was.
+    pub(crate) failed_in_applier: AtomicU32,
     pub(crate) receiver_pid: AtomicI32,
     pub(crate) applier_pid: AtomicI32,
     /// The catalog generation (`Area::catalog_generation`) as of which the running applier knows which tables are

@@ -9,10 +9,11 @@ use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use super::error::sentence;
 use super::replication_sets::{INSERT_ONLY, require};
 use super::{arguments, quoted_list, refuse_in_recovery};
-use crate::catalog::relations::{self, Relation};
-use crate::catalog::replication_set_tables as members;
-use crate::catalog::replication_sets::{self, ReplicationSet};
+use crate::catalog::relations::{self, ColumnKind, Relation};
+use crate::catalog::replication_set_tables::{self as members, Member};
+use crate::catalog::replication_sets::{self, Actions, ReplicationSet};
 use crate::postgres::error::{Answer, Report, rephrasing};
+use crate::postgres::row_filter;
 
 /// The arguments of `ha.repset_add_table`.
 pub(crate) struct NewMember {
@@ -95,12 +96,10 @@ fn unsuitable(relation: &Relation) -> Option<Report> {
     }
 }
 
-fn keyless(relation: &Relation, set: &ReplicationSet) -> Report {
+fn keyless(relation: &Relation, set_name: &str) -> Report {
     let name = relation.quoted();
-    let detail = format!(
-        "Set \"{}\" sends updates or deletes, which need a key to find the row again.",
-        set.name
-    );
+    let detail =
+        format!("Set \"{set_name}\" sends updates or deletes, which need a key to find the row again.");
     let hint = if relation.replica_identity == 'n' {
         format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT with a primary key, or add it to {INSERT_ONLY}.")
     } else if relation.has_primary_key {
@@ -126,23 +125,31 @@ pub(crate) fn repset_add_table(new: NewMember) -> Answer<bool> {
     if let Some(refusal) = unsuitable(&relation) {
         return Err(refusal);
     }
-    if let Some(columns) = new.columns {
-        let columns = arguments::names("columns", Some(columns))?;
-        require_columns(&relation, &columns)?;
-        return Err(arguments::not_supported(
-            "columns",
-            quoted_list(columns.iter().map(String::as_str)),
-        ));
-    }
-    if let Some(filter) = new.row_filter {
-        return Err(arguments::not_supported("row_filter", format!("\"{filter}\"")));
+    let columns = match new.columns {
+        Some(columns) => Some(require_columns(&relation, columns)?),
+        None => None,
+    };
+    if relation.kind == 'p' && !include_partitions && (columns.is_some() || new.row_filter.is_some()) {
+        return Err(Report::new(
+            Code::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!(
+                "columns and row_filter mean nothing for {} without its partitions",
+                relation.quoted()
+            ),
+        )
+        .detail("A partitioned table has no rows but those of its partitions.")
+        .hint("Leave include_partitions on, or add the partitions one by one."));
     }
     if synchronize {
         return Err(arguments::not_supported("synchronize_data", "true"));
     }
-    if set.actions.need_key() && !relation.has_identity {
-        return Err(keyless(&relation, &set));
-    }
+    let member = Member {
+        relation: relation.oid,
+        columns,
+        row_filter: new.row_filter,
+        include_partitions,
+    };
+    require_shape(&relation, &member, &set.name, set.actions)?;
     if members::contains(set.id, relation.oid)? {
         return Err(Report::new(
             Code::ERRCODE_DUPLICATE_OBJECT,
@@ -155,24 +162,125 @@ pub(crate) fn repset_add_table(new: NewMember) -> Answer<bool> {
         .detail("A table can be in several sets, but in each of them once.")
         .hint("To change how it is replicated, take it out first with ha.repset_remove_table."));
     }
-    members::insert(set.id, relation.oid, include_partitions)?;
+    if relation.kind == 'p' && !include_partitions {
+        Report::new(
+            Code::ERRCODE_SUCCESSFUL_COMPLETION,
+            format!(
+                "nothing is sent of {} until its partitions are added by themselves",
+                relation.quoted()
+            ),
+        )
+        .detail("A partitioned table has no rows but those of its partitions.")
+        .notice();
+    }
+    members::insert(set.id, &member)?;
     Ok(true)
 }
 
-fn require_columns(relation: &Relation, columns: &[String]) -> Answer<()> {
-    let known = relations::columns(relation.oid)?;
-    match columns.iter().find(|column| !known.contains(column)) {
-        None => Ok(()),
-        Some(missing) => Err(Report::new(
-            Code::ERRCODE_UNDEFINED_COLUMN,
-            format!("table {} has no column \"{missing}\" to send", relation.quoted()),
+/// Refuses what would make a table's changes unusable: no key to find rows by, a column list without the key, a filter
+/// that cannot be evaluated on the old row. For a partitioned table, in each of its partitions too.
+pub(super) fn require_shape(
+    relation: &Relation,
+    member: &Member,
+    set_name: &str,
+    actions: Actions,
+) -> Answer<()> {
+    let filter_columns = match &member.row_filter {
+        Some(filter) => row_filter::check(relation.oid, filter)?,
+        None => Vec::new(),
+    };
+    if !actions.need_key() {
+        return Ok(());
+    }
+    let mut carriers = vec![relation.clone()];
+    if relation.kind == 'p' && member.include_partitions {
+        carriers.extend(relations::leaf_partitions(relation.oid)?);
+    }
+    let sends = format!("Set \"{set_name}\" sends updates or deletes");
+    for carrier in carriers {
+        if !carrier.has_identity {
+            return Err(keyless(&carrier, set_name));
+        }
+        let name = carrier.quoted();
+        let key = relations::identity_columns(carrier.oid)?;
+        let list = |columns: &[String]| quoted_list(columns.iter().map(String::as_str));
+        let sent = relations::columns(carrier.oid)?;
+        if let Some(generated) = key.iter().find(|column| !sent.contains(column)) {
+            return Err(Report::new(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("the key of table {name} has a generated column, \"{generated}\""),
+            )
+            .detail(
+                "Generated columns are not sent but computed by each node, so no row could be found by it.",
+            )
+            .hint(format!(
+                "Use another replica identity, or add the table to {INSERT_ONLY}."
+            )));
+        }
+        if let Some(columns) = &member.columns
+            && let Some(missing) = key.iter().find(|column| !columns.contains(column))
+        {
+            return Err(Report::new(
+                Code::ERRCODE_INVALID_COLUMN_REFERENCE,
+                format!("the columns to send of table {name} lack \"{missing}\" of its replica identity"),
+            )
+            .detail(format!("{sends}; rows are found by {}.", list(&key)))
+            .hint(format!(
+                "Name these columns too, or add the table to {INSERT_ONLY}."
+            )));
+        }
+        if let Some(outside) = filter_columns.iter().find(|column| !key.contains(column)) {
+            return Err(Report::new(
+                Code::ERRCODE_INVALID_COLUMN_REFERENCE,
+                format!("the row_filter of table {name} uses \"{outside}\", which is not in its replica identity"),
+            )
+            .detail(format!(
+                "{sends}; of the old row they carry {} alone, so the filter could not be asked about it.",
+                list(&key)
+            ))
+            .hint(format!(
+                "Filter by these columns, or ALTER TABLE {name} REPLICA IDENTITY FULL, or add the table to {INSERT_ONLY}."
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn require_columns(relation: &Relation, columns: Vec<Option<String>>) -> Answer<Vec<String>> {
+    let columns = arguments::names("columns", Some(columns))?;
+    let name = relation.quoted();
+    if columns.is_empty() {
+        return Err(Report::new(
+            Code::ERRCODE_INVALID_PARAMETER_VALUE,
+            "argument \"columns\" must not be empty",
         )
+        .detail("Rows without columns cannot be sent.")
+        .hint("Name at least one column, or leave the argument out to send all of them."));
+    }
+    let known = relations::columns(relation.oid)?;
+    let Some(wrong) = columns.iter().find(|column| !known.contains(column)) else {
+        return Ok(columns);
+    };
+    let (code, message) = match relations::column_kind(relation.oid, wrong)? {
+        ColumnKind::Missing => (
+            Code::ERRCODE_UNDEFINED_COLUMN,
+            format!("table {name} has no column \"{wrong}\" to send"),
+        ),
+        ColumnKind::System => (
+            Code::ERRCODE_INVALID_COLUMN_REFERENCE,
+            format!("\"{wrong}\" is a system column and cannot be sent"),
+        ),
+        ColumnKind::Generated => (
+            Code::ERRCODE_INVALID_COLUMN_REFERENCE,
+            format!("column \"{wrong}\" of table {name} is generated and cannot be sent"),
+        ),
+    };
+    Err(Report::new(code, message)
         .detail(format!(
             "It has {}.",
             quoted_list(known.iter().map(String::as_str))
         ))
-        .hint("Name columns that exist and are not generated.")),
-    }
+        .hint("Name columns that exist and are not generated."))
 }
 
 /// What became of one table.
@@ -258,15 +366,20 @@ fn add_all(set: &ReplicationSet, tables: Vec<Relation>) -> Answer<Vec<Outcome>> 
             });
             continue;
         }
-        let lacks_key = set.actions.need_key() && !table.has_identity;
+        let partitions = match table.kind {
+            'p' => relations::leaf_partitions(table.oid)?,
+            _ => Vec::new(),
+        };
+        let has_key = table.has_identity && partitions.iter().all(|partition| partition.has_identity);
+        let lacks_key = set.actions.need_key() && !has_key;
         let target = match (&fallback, lacks_key) {
             (_, false) => set,
             (Some(fallback), true) if !fallback.actions.need_key() => fallback,
-            (_, true) => return Err(keyless(&table, set)),
+            (_, true) => return Err(keyless(&table, &set.name)),
         };
         let added = !members::contains(target.id, table.oid)?;
         if added {
-            members::insert(target.id, table.oid, true)?;
+            members::insert(target.id, &Member::whole(table.oid))?;
         }
         let done = if added { "added" } else { "already in the set" };
         outcomes.push(Outcome {

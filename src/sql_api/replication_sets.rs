@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
+use super::replication_set_tables::require_shape;
 use super::{arguments, quoted_list, refuse_in_recovery};
 use crate::catalog::replication_sets::{self, Actions, ReplicationSet};
 use crate::catalog::{relations, replication_set_tables};
@@ -70,6 +71,11 @@ pub(crate) fn repset_alter(name: Option<String>, actions: [Option<bool>; 4]) -> 
     }
     if actions.need_key() && !set.actions.need_key() {
         require_keys(&set)?;
+        for member in replication_set_tables::members(set.id)? {
+            if let Some(relation) = relations::by_oid(member.relation)? {
+                require_shape(&relation, &member, &set.name, actions)?;
+            }
+        }
     }
     replication_sets::update(set.id, actions)?;
     replication_set_tables::invalidate_set(set.id)?;

@@ -11,31 +11,38 @@ use crate::catalog::subscription_tables::{self as tables, ExistingRows, NewTable
 use crate::catalog::subscriptions::Subscription;
 use crate::catalog::{relations, subscriptions};
 use crate::durable::events::{self, Severity};
-use crate::network::peer::{Peer, Purpose, literal};
+use crate::network::peer::{Peer, Purpose};
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
 use crate::postgres::{latch, worker, xact};
 use crate::shared_state::{self, Status, copies, subscription};
 
-/// The tables that the provider publishes in these sets, with what it expects them to hold. `only`: this one alone.
+/// The tables that the provider publishes in these sets, under the names under which it sends them, with what it
+/// expects them to hold. `only`: this one alone.
 pub(super) fn published(
     peer: &mut Peer,
     sets: &[String],
     only: Option<(&str, &str)>,
 ) -> Answer<Vec<NewTable>> {
-    let sets: Vec<String> = sets.iter().map(|set| literal(set)).collect();
     let (schema, name) = only.unwrap_or_default();
     let rows = peer.query(
         &format!(
-            "SELECT n.nspname::text, c.relname::text, \
+            "WITH {} \
+             SELECT n.nspname::text, c.relname::text, \
                     (CASE WHEN c.reltuples > 0 THEN c.reltuples::bigint ELSE 0 END)::text, \
-                    pg_catalog.pg_relation_size(c.oid)::text \
+                    (CASE WHEN c.relkind = 'p' \
+                     THEN (SELECT pg_catalog.sum(pg_catalog.pg_relation_size(p.relid)) \
+                             FROM pg_catalog.pg_partition_tree(c.oid) p WHERE p.isleaf) \
+                     ELSE pg_catalog.pg_relation_size(c.oid) END)::text \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-              WHERE ($1 = '' AND $2 = '' OR n.nspname = $1 AND c.relname = $2) AND c.relkind IN ('r', 'p') \
-                AND EXISTS (SELECT FROM ha.replication_set_tables m JOIN ha.replication_sets s USING (set_id) \
-                             WHERE m.relation = c.oid AND s.replicate_insert AND s.set_name IN ({})) \
+              WHERE ($1 = '' AND $2 = '' OR n.nspname = $1 AND c.relname = $2) \
+                AND EXISTS (SELECT FROM wanted w WHERE w.relid = c.oid AND w.replicate_insert \
+                               AND (w.include_partitions OR c.relkind <> 'p')) \
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a \
+                                  JOIN wanted w ON w.relid = a.relid \
+                                 WHERE a.relid <> c.oid AND w.include_partitions) \
               ORDER BY 1, 2",
-            sets.join(", ")
+            tables::wanted(sets)
         ),
         &[schema, name],
     )?;
@@ -80,13 +87,13 @@ pub(crate) fn sub_resync_table(
         .hint("Name a table that exists.")
     })?;
     let shown = table.quoted();
-    if table.kind != 'r' || table.persistence != 'p' || table.is_system {
+    if !matches!(table.kind, 'r' | 'p') || table.persistence != 'p' || table.is_system {
         return Err(Report::new(
             Code::ERRCODE_WRONG_OBJECT_TYPE,
             format!("{shown} cannot be copied"),
         )
-        .detail("It is not an ordinary, permanent table of a user.")
-        .hint("Name an ordinary table, or a partition."));
+        .detail("It is not a permanent table of a user.")
+        .hint("Name an ordinary or a partitioned table."));
     }
     require_idle(&subscription, &table.schema, &table.name, &shown)?;
     let mut peer = Peer::connect(&subscription.provider_dsn, Purpose::Sql, Patience::Interruptible)?;
@@ -101,11 +108,11 @@ pub(crate) fn sub_resync_table(
             format!("the provider does not publish {shown} to this subscription"),
         )
         .detail(format!(
-            "On {} it is in none of the subscription's replication sets that send inserts: {}.",
+            "On {} no table of that name is sent as such by the subscription's replication sets: {}.",
             peer.name(),
             quoted_list(subscription.replication_sets.iter().map(String::as_str))
         ))
-        .hint("Add it there with ha.repset_add_table, or the set here with ha.sub_add_repset."));
+        .hint("Add it there with ha.repset_add_table, or the set here with ha.sub_add_repset; a partition is copied with the table above it that is in a set."));
     };
     drop(peer);
     let existing = if truncate {

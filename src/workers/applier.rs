@@ -4,7 +4,8 @@
 //! position and time: the server keeps that progress atomically with the data, so that after any crash the stream goes
 //! on exactly where the data ends. Commits do not wait for the disk; what is reported as flushed does.
 //!
-//! It may block on a row that a local transaction has locked, and on nothing else but its latch. A small transaction
+//! It may block on rows, tables and unique keys that local transactions have locked, and on nothing else but its
+//! latch. A small transaction
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
@@ -71,6 +72,7 @@ pub(crate) fn run(index: usize, queue: u32) {
     settle();
     let name = place.text.read(|text| text.name.as_str().to_owned());
     if let Err(error) = serve(place, queue) {
+        place.failed_in_applier.store(1, Release);
         let changed = place.set_status(Status::Failed);
         place.set_action("waiting to try again");
         if place.set_error(&error) || changed {
@@ -105,15 +107,19 @@ pub(super) fn settle() {
     // Values that come as text are in the form that the provider's session wrote.
     worker::set(c"datestyle", c"ISO");
     worker::set(c"intervalstyle", c"postgres");
+    worker::set(c"extra_float_digits", c"3");
     // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
     worker::set(c"synchronous_commit", c"off");
     // Nobody is there to answer for a slow statement or an idle transaction.
     worker::set(c"statement_timeout", c"0");
     worker::set(c"idle_in_transaction_session_timeout", c"0");
     worker::set(c"lock_timeout", c"0");
-    if postgres::server::setting("transaction_timeout").is_some() {
-        worker::set(c"transaction_timeout", c"0");
+    for name in postgres::version::OTHER_TIMEOUTS {
+        worker::set(name, c"0");
     }
+    // Triggers see what is committed, and defaults may draw from sequences.
+    worker::set(c"default_transaction_isolation", c"read committed");
+    worker::set(c"default_transaction_read_only", c"off");
 }
 
 /// Applies what comes until the receiver is gone.
@@ -125,18 +131,16 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
-    let origin: Origin = super::read(|| origins::ensure(provider))?
+    let origin: Origin = super::read(|| origins::ensure(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin could not be made".to_owned())?;
-    // Before the mapping is read: rows that a copier brings are to be known as the provider's.
-    super::read(|| origins::ensure_for_copies(provider))?;
-    let mapping = super::read(origins::all)?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
-    let start = origin.progress();
+    // What is started from counts as flushed, so it has to be.
+    let start = origin.durable_progress();
     let mut seen = SeenVersions::new(PgTimestamp(subscription.created_at));
     for (node, timestamp) in seen_file::load(id) {
         seen.advance(node, timestamp);
     }
-    let mut apply = Apply::new(place, id, here, provider, start, mapping, seen);
+    let mut apply = Apply::new(place, id, here, provider, origin, start, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,
@@ -145,16 +149,28 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     };
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
+    let mut published = saved;
     loop {
-        worker::heed_signals();
+        worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.tracker.applied().0, apply.tables())?;
         }
         match queue.take() {
-            Taken::Message(message) => take(&mut apply, &mut positions, message)?,
+            Taken::Message(message) => {
+                take(&mut apply, &mut positions, message)?;
+                // While there is always something to do, the provider must still hear of what is done.
+                if published.elapsed() >= FLUSH_LOOK {
+                    published = Instant::now();
+                    positions.publish();
+                    if !apply.in_transaction() {
+                        worker::report_statistics();
+                    }
+                }
+            }
             Taken::Detached => return Ok(()),
             Taken::Empty => {
                 let next = positions.publish();
+                published = Instant::now();
                 if saved.elapsed() >= SAVE_PAUSE
                     && let Some(seen) = apply.take_changed_seen()
                 {
@@ -162,7 +178,9 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     // Without the file a stream that starts again reports more than it should; nothing is lost.
                     let _ = seen_file::save(id, seen.iter());
                 }
-                worker::report_statistics();
+                if !apply.in_transaction() {
+                    worker::report_statistics();
+                }
                 latch::wait(next);
             }
         }
@@ -229,15 +247,38 @@ struct Positions {
 
 impl Positions {
     fn committed(&mut self, remote_end: u64, local_end: u64) {
+        self.recovered();
         self.tracker.committed(Lsn(remote_end), Lsn(local_end));
         layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
         self.changed = true;
     }
 
     fn received(&mut self, position: u64) {
+        if position > self.place.applied_lsn.load(Acquire) {
+            self.recovered();
+        }
         self.tracker.remote_received(Lsn(position));
         layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
         self.changed = true;
+    }
+
+    /// Something was applied: what failed before does not any more.
+    fn recovered(&mut self) {
+        if self.place.failed_in_applier.swap(0, AcqRel) == 0 {
+            return;
+        }
+        self.place.clear_error();
+        self.place.set_action("streaming");
+        if self.place.set_status(Status::Replicating) {
+            let name = self.place.text.read(|text| text.name.as_str().to_owned());
+            log!("pg_ha subscription \"{name}\" replicates again");
+            events::record(
+                "subscription",
+                Severity::Info,
+                &format!("subscription \"{name}\" is replicating again"),
+                serde_json::json!({ "subscription": name, "status": "replicating" }),
+            );
+        }
     }
 
     /// Looks what has become durable, and wakes the receiver if there is news and it was not woken just now: a signal

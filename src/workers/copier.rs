@@ -48,8 +48,10 @@ enum Failure {
     NotThere,
     #[error("the provider publishes it in none of the subscription's replication sets")]
     NotPublished,
-    #[error("on the provider it is no ordinary table")]
+    #[error("on the provider it is neither a table nor a partitioned table")]
     NoTable,
+    #[error("the provider sends it as part of {0}")]
+    PartOf(String),
     #[error("the provider's answer cannot be understood: {0}")]
     Answer(String),
     #[error(transparent)]
@@ -168,10 +170,8 @@ fn prepare(
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
     wait_for_applier(place);
-    // The applier has made it before it said that it knows of the table.
-    let origin = worker::in_transaction(|| origins::of_copies(provider))
-        .map_err(|caught| caught.describe())?
-        .ok_or_else(|| "the replication origin of copies is missing".to_owned())?;
+    let origin = super::read(|| origins::ensure_for_copies(provider, &subscription.provider_uid))?
+        .ok_or_else(|| "the replication origin of copies could not be made".to_owned())?;
     Ok(Some(Work {
         place,
         copy,
@@ -191,7 +191,7 @@ fn wait_for_applier(place: &layout::Subscription) {
     let wanted = area.catalog_generation.fetch_add(1, AcqRel) + 1;
     while place.gates_generation.load(Acquire) < wanted {
         latch::wake(place.applier_pid.load(Acquire));
-        worker::heed_signals();
+        worker::heed_signals(0);
         if !place.is_wanted() {
             worker::exit(0);
         }
@@ -248,7 +248,9 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
     } else {
         Format::Text
     };
-    provider::start_copy(connection, &described, format)?;
+    connection
+        .start_copy(&described.copy_command(format))
+        .map_err(Failure::Refused)?;
     let rows = copy_in::into(&target, format, connection, &mut |bytes| {
         work.copy.rows.fetch_add(1, Relaxed);
         work.copy.bytes.fetch_add(bytes as u64, Relaxed);
@@ -258,7 +260,7 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
     connection.command("COMMIT").map_err(Failure::Refused)?;
 
     work.copy.set_phase(Phase::CatchingUp);
-    let end = CatchUp::new(work, start)?.run(connection, &slot)?;
+    let end = CatchUp::new(work, start).run(connection, &slot)?;
     let bytes = work.copy.bytes.load(Relaxed);
     // The applier waits from here on: rather start over than wait for a session that holds on to the catalog's row.
     worker::set(c"lock_timeout", c"2s");
@@ -267,7 +269,7 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
         return Err(Failure::Unwanted);
     }
     worker::set(c"lock_timeout", c"0");
-    commit(work, end)?;
+    commit(work)?;
     log!(
         "pg_ha copied table {} of subscription \"{}\": {rows} rows as of {}, with changes up to {}",
         work.table.qualified_name(),
@@ -293,11 +295,11 @@ fn prepare_table(work: &Work) -> Result<(), Failure> {
 
 /// Commits under the origin of copies from this provider. Copiers take turns, since a replication origin can be set up
 /// by one process at a time.
-fn commit(work: &Work, end: u64) -> Result<(), Failure> {
+fn commit(work: &Work) -> Result<(), Failure> {
     let number = work.origin.0;
     worker::with_latest_snapshot(|| catalog::lock_origin(number))?;
     work.origin
-        .commit_once(end, work.subscription.created_at.saturating_sub(1));
+        .commit_once(work.subscription.created_at.saturating_sub(1));
     // It goes with this process as well.
     let _ = super::read(|| catalog::unlock_origin(number));
     Ok(())

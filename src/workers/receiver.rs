@@ -10,7 +10,8 @@
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
-use pg_ha_model::NodeId;
+use pg_ha_model::conninfo::is_secret;
+use pg_ha_model::{Conninfo, Lsn, NodeId};
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
 use pg_ha_replication::options::PluginOptions;
 use pgrx::prelude::*;
@@ -28,8 +29,8 @@ use crate::shared_state::{self, Status, layout};
 /// count.
 const QUEUE_SIZE: usize = 4 * 1024 * 1024;
 
-/// Longest time between two reports to the provider (native replication's wal_receiver_status_interval).
-const REPORT: Duration = Duration::from_secs(10);
+/// How long an applier may take to start.
+const APPLIER_START: Duration = Duration::from_secs(10);
 
 /// Head of a message to the applier: its kind, and where the provider's WAL was.
 pub(crate) const HEADER: usize = 25;
@@ -47,6 +48,8 @@ enum Ended {
     Lost(String),
     #[error("the provider ended the stream")]
     Closed,
+    #[error("the provider has been silent for {0} s (wal_receiver_timeout)")]
+    Silent(u64),
     #[error("the applier ended")]
     ApplierGone,
     #[error("all max_worker_processes are in use, so no applier can be started")]
@@ -57,12 +60,14 @@ enum Ended {
 
 impl Ended {
     /// What the subscription shows.
-    fn status(&self) -> Option<Status> {
+    fn status(&self, place: &layout::Subscription) -> Option<Status> {
         match self {
-            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::NoWorker => Some(Status::Down),
+            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
+                Some(Status::Down)
+            }
             Ended::Refused(_) | Ended::Catalog(_) => Some(Status::Failed),
-            // The applier has said why.
-            Ended::ApplierGone => None,
+            // The applier has said why, if it could.
+            Ended::ApplierGone => (place.failed_in_applier.load(Acquire) == 0).then_some(Status::Down),
         }
     }
 }
@@ -87,7 +92,7 @@ pub(crate) fn run(index: usize) {
     }
     worker::connect(area.local.read(|local| local.database_oid));
     let (name, ended) = serve(index, place);
-    if let Some(status) = ended.status() {
+    if let Some(status) = ended.status(place) {
         let text = ended.to_string();
         let changed = place.set_status(status);
         if place.set_error(&text) || changed {
@@ -138,7 +143,7 @@ fn prepare(id: i32) -> Result<(PlannedSubscription, Origin), String> {
         .pop()
         .ok_or_else(|| "it is not in the catalog any more".to_owned())?;
     let node = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
-    let origin = super::read(|| origins::ensure(node))?
+    let origin = super::read(|| origins::ensure(node, &subscription.provider_uid))?
         .ok_or_else(|| "its replication origin could not be made".to_owned())?;
     Ok((subscription, origin))
 }
@@ -157,6 +162,7 @@ fn stream(
     let application_name = format!("pg_ha {} {}", local.node_name.as_str(), subscription.name);
     let mut connection = Connection::open(&subscription.dsn, &application_name)
         .map_err(|error| Ended::Unreachable(hide(&subscription.dsn, &error)))?;
+    let start = origin.durable_progress();
     let options = PluginOptions {
         proto_min: PROTOCOL_MIN,
         proto_max: PROTOCOL_MAX,
@@ -164,11 +170,12 @@ fn stream(
         extension_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_id: NodeId::new(local.node_id).map_err(|error| Ended::Catalog(error.to_string()))?,
         node_name: local.node_name.as_str().to_owned(),
+        provider_uid: subscription.provider_uid.clone(),
+        applied_lsn: Lsn(start),
         encoding: postgres::server::encoding(),
         replication_sets: subscription.replication_sets.clone(),
         forward_origins: subscription.forward_origins.clone(),
     };
-    let start = origin.progress();
     connection
         .start(&subscription.slot_name, start, &options.to_pairs())
         .map_err(|error| {
@@ -182,11 +189,10 @@ fn stream(
     layout::Subscription::raise(&place.received_lsn, start);
     layout::Subscription::raise(&place.applied_lsn, start);
     worker::start_applier(index, number).ok_or(Ended::NoWorker)?;
-    let recovered = place.status() != Status::Replicating;
-    place.set_status(Status::Replicating);
-    place.clear_error();
     place.set_action("streaming");
-    if recovered {
+    // After a change that could not be applied it is for the applier to say that it could now.
+    if place.failed_in_applier.load(Acquire) == 0 && place.set_status(Status::Replicating) {
+        place.clear_error();
         log!(
             "pg_ha subscription \"{}\" replicates from node \"{}\"",
             subscription.name,
@@ -211,59 +217,131 @@ fn pump(
 ) -> Result<Never, Ended> {
     let lost = |error: StreamError| Ended::Lost(hide(&subscription.dsn, &error));
     let mut reporter = Reporter::new(connection.status_sender());
-    let mut waited_for_applier = Instant::now();
+    let mut silence = Silence::new();
+    let mut applier = ApplierWatch::new();
     loop {
-        worker::heed_signals();
+        worker::heed_signals(0);
         if !place.is_wanted() {
             worker::exit(0);
         }
-        let mut reply_now = false;
         loop {
-            let (kind, position, wal_end, sent_at, payload) = match connection.receive().map_err(lost)? {
-                Received::Nothing => break,
-                Received::End => return Err(Ended::Closed),
-                Received::Data {
-                    start,
-                    wal_end,
-                    sent_at,
-                    payload,
-                } => (KIND_DATA, start, wal_end, sent_at, payload),
-                Received::Keepalive {
-                    wal_end,
-                    sent_at,
-                    reply_requested,
-                } => {
-                    reply_now |= reply_requested;
-                    (KIND_POSITION, wal_end, wal_end, sent_at, &[][..])
-                }
-            };
+            let (kind, position, wal_end, sent_at, payload, reply) =
+                match connection.receive().map_err(lost)? {
+                    Received::Nothing => break,
+                    Received::End => return Err(Ended::Closed),
+                    Received::Data {
+                        start,
+                        wal_end,
+                        sent_at,
+                        payload,
+                    } => (KIND_DATA, start, wal_end, sent_at, payload, false),
+                    Received::Keepalive {
+                        wal_end,
+                        sent_at,
+                        reply_requested,
+                    } => (KIND_POSITION, wal_end, wal_end, sent_at, &[][..], reply_requested),
+                };
+            silence.heard();
             layout::Subscription::raise(&place.provider_lsn, wal_end);
             place.last_message.store(postgres::now(), Relaxed);
             let head = header(kind, position, wal_end, sent_at);
             let mut sent = queue.send(&head, payload);
             while sent == Sent::Full {
                 // Nothing is received before the queue has taken this; an applier that waits for a lock must not
-                // look like a dead subscriber meanwhile.
+                // look like a dead subscriber meanwhile, nor we take the provider, which we do not hear, for one.
                 let until = reporter.report(place, false).map_err(lost)?;
                 postgres::latch::wait(until.min(Duration::from_secs(1)));
-                worker::heed_signals();
+                worker::heed_signals(0);
                 if !place.is_wanted() {
                     worker::exit(0);
                 }
+                if applier.is_gone(place) {
+                    return Err(Ended::ApplierGone);
+                }
                 sent = queue.send(&head, payload);
+                silence.heard();
             }
             if sent == Sent::Detached {
                 return Err(Ended::ApplierGone);
             }
             layout::Subscription::raise(&place.received_lsn, position);
+            // A stream that never pauses must not keep the provider waiting for an answer.
+            reporter.report(place, reply).map_err(lost)?;
+            worker::heed_signals(0);
         }
-        if place.applier_pid.load(Acquire) != 0 {
-            waited_for_applier = Instant::now();
-        } else if waited_for_applier.elapsed() > Duration::from_secs(10) {
+        if applier.is_gone(place) {
             return Err(Ended::ApplierGone);
         }
-        let until = reporter.report(place, reply_now).map_err(lost)?;
+        let until = match silence.verdict() {
+            Verdict::Alive => reporter.report(place, false).map_err(lost)?,
+            Verdict::Ask => reporter.ask(place).map_err(lost)?,
+            Verdict::Gone(seconds) => return Err(Ended::Silent(seconds)),
+        };
         connection.wait(until.min(Duration::from_secs(1)));
+    }
+}
+
+/// Notices an applier that ended, or never started.
+struct ApplierWatch {
+    since: Instant,
+    seen: bool,
+}
+
+impl ApplierWatch {
+    fn new() -> ApplierWatch {
+        ApplierWatch {
+            since: Instant::now(),
+            seen: false,
+        }
+    }
+
+    fn is_gone(&mut self, place: &layout::Subscription) -> bool {
+        let runs = place.applier_pid.load(Acquire) != 0;
+        self.seen |= runs;
+        !runs && (self.seen || self.since.elapsed() > APPLIER_START)
+    }
+}
+
+/// How long the provider has said nothing.
+struct Silence {
+    heard: Instant,
+    asked: bool,
+}
+
+enum Verdict {
+    Alive,
+    /// Half of the time is over: it should say that it is there.
+    Ask,
+    /// It has not said anything for so many seconds.
+    Gone(u64),
+}
+
+impl Silence {
+    fn new() -> Silence {
+        Silence {
+            heard: Instant::now(),
+            asked: false,
+        }
+    }
+
+    fn heard(&mut self) {
+        self.heard = Instant::now();
+        self.asked = false;
+    }
+
+    fn verdict(&mut self) -> Verdict {
+        let Some(limit) = postgres::wal_receiver_timeout() else {
+            return Verdict::Alive;
+        };
+        let silent = self.heard.elapsed();
+        if silent >= limit {
+            Verdict::Gone(silent.as_secs())
+        } else if silent >= limit / 2 && !self.asked {
+            self.asked = true;
+            Verdict::Ask
+        } else {
+            Verdict::Alive
+        }
     }
 }
 
@@ -283,18 +361,37 @@ impl Reporter {
         }
     }
 
-    /// Reports if there is news, if the provider asked or if it is time; returns how long until the next time.
+    /// Reports, and wants a sign of life back.
+    fn ask(&mut self, place: &layout::Subscription) -> Result<Duration, StreamError> {
+        self.send(place, true)?;
+        Ok(postgres::status_interval())
+    }
+
+    /// Reports if there is news of what is done here, if the provider asked or if it is time
+    /// (wal_receiver_status_interval); returns how long until the next time.
     fn report(&mut self, place: &layout::Subscription, now: bool) -> Result<Duration, StreamError> {
+        let (_, flushed, applied) = self.news(place);
+        let interval = postgres::status_interval();
+        let news = (flushed, applied) != (self.told.1, self.told.2);
+        if now || news || self.at.elapsed() >= interval {
+            self.send(place, false)?;
+        }
+        Ok(interval.saturating_sub(self.at.elapsed()))
+    }
+
+    /// Received, flushed, applied.
+    fn news(&self, place: &layout::Subscription) -> (u64, u64, u64) {
         let flushed = place.flushed_lsn.load(Acquire);
         let applied = place.applied_lsn.load(Acquire).max(flushed);
-        let received = place.received_lsn.load(Acquire).max(applied);
-        let news = (received, flushed, applied);
-        if now || news != self.told || self.at.elapsed() >= REPORT {
-            self.sender.send(received, flushed, applied, false)?;
-            self.told = news;
-            self.at = Instant::now();
-        }
-        Ok(REPORT.saturating_sub(self.at.elapsed()))
+        (place.received_lsn.load(Acquire).max(applied), flushed, applied)
+    }
+
+    fn send(&mut self, place: &layout::Subscription, answer: bool) -> Result<(), StreamError> {
+        let (received, flushed, applied) = self.news(place);
+        self.sender.send(received, flushed, applied, answer)?;
+        self.told = (received, flushed, applied);
+        self.at = Instant::now();
+        Ok(())
     }
 }
 
@@ -310,11 +407,11 @@ fn header(kind: u8, position: u64, wal_end: u64, sent_at: i64) -> [u8; HEADER] {
 /// An error's text, without the secrets that libpq might have repeated from the connection string.
 fn hide(dsn: &str, error: &StreamError) -> String {
     let text = error.to_string();
-    match pg_ha_model::Conninfo::parse(dsn) {
-        Ok(parsed) => match parsed.get("password") {
-            Some(password) if !password.is_empty() => text.replace(password, "********"),
-            _ => text,
-        },
-        Err(_) => text,
-    }
+    let Ok(parsed) = Conninfo::parse(dsn) else {
+        return text;
+    };
+    parsed
+        .iter()
+        .filter(|(keyword, value)| is_secret(keyword) && !value.is_empty())
+        .fold(text, |text, (_, secret)| text.replace(secret, "********"))
 }

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use pg_ha_model::{NodeId, NodeNameError, validate_node_name};
+use pg_ha_model::{Lsn, NodeId, NodeNameError, validate_node_name};
 use thiserror::Error;
 
 use crate::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
@@ -78,6 +78,10 @@ pub struct PluginOptions {
     pub node_id: NodeId,
     /// Its node's name.
     pub node_name: String,
+    /// Which node it takes the provider for: the uid that the provider's catalog had when the subscription was made.
+    pub provider_uid: String,
+    /// Up to here the provider's changes are applied on it; [`Lsn::INVALID`] before the first one.
+    pub applied_lsn: Lsn,
     /// The encoding it wants text in: its database's, by PostgreSQL's name, e.g. `UTF8`.
     pub encoding: String,
     /// The replication sets it wants; may be empty.
@@ -96,6 +100,8 @@ impl PluginOptions {
             ("extension_version", self.extension_version.clone()),
             ("node_id", self.node_id.to_string()),
             ("node_name", self.node_name.clone()),
+            ("provider_uid", self.provider_uid.clone()),
+            ("applied_lsn", self.applied_lsn.to_string()),
             ("encoding", self.encoding.clone()),
             ("replication_sets", write_list(&self.replication_sets)),
             ("forward_origins", write_list(&self.forward_origins)),
@@ -127,6 +133,8 @@ impl PluginOptions {
             version,
             node_id,
             node_name,
+            provider_uid,
+            applied_lsn,
             encoding,
             sets,
             origins,
@@ -156,6 +164,8 @@ impl PluginOptions {
             extension_version: text("extension_version", version)?,
             node_id,
             node_name,
+            provider_uid: text("provider_uid", provider_uid)?,
+            applied_lsn: position("applied_lsn", applied_lsn)?,
             encoding: text("encoding", encoding)?,
             replication_sets: list("replication_sets", required("replication_sets", sets)?)?,
             forward_origins: list("forward_origins", origins.unwrap_or_default())?,
@@ -163,13 +173,15 @@ impl PluginOptions {
     }
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 11] = [
     "proto_min",
     "proto_max",
     "server_version_num",
     "extension_version",
     "node_id",
     "node_name",
+    "provider_uid",
+    "applied_lsn",
     "encoding",
     "replication_sets",
     "forward_origins",
@@ -236,6 +248,15 @@ fn text(name: &'static str, value: Option<&str>) -> Result<String, OptionError> 
         }),
         text => Ok(text.to_owned()),
     }
+}
+
+fn position(name: &'static str, value: Option<&str>) -> Result<Lsn, OptionError> {
+    let value = required(name, value)?;
+    value.parse().map_err(|_| OptionError::Invalid {
+        name,
+        found: value.to_owned(),
+        wanted: "a WAL position such as 0/16B3748",
+    })
 }
 
 fn number<N: FromStr + Display>(name: &'static str, value: Option<&str>) -> Result<N, OptionError> {
@@ -329,6 +350,8 @@ mod tests {
             extension_version: "0.1.0".to_owned(),
             node_id: NodeId::MAX,
             node_name: "n2".to_owned(),
+            provider_uid: "0d1f2b1e-9708-4273-bf33-fd8f7ff1d790".to_owned(),
+            applied_lsn: Lsn(0x1_0000_002A),
             encoding: "UTF8".to_owned(),
             replication_sets: vec!["default".to_owned(), "My \"set\", really".to_owned()],
             forward_origins: vec![],
@@ -352,8 +375,8 @@ mod tests {
     fn options_are_written_as_sql_would() {
         let pairs = sample().to_pairs();
         assert!(pairs.iter().map(|(name, _)| name.as_str()).eq(NAMES));
-        assert_eq!(pairs[7].1, r#""default","My ""set"", really""#);
-        assert_eq!(pairs[8].1, "");
+        assert_eq!(pairs[9].1, r#""default","My ""set"", really""#);
+        assert_eq!(pairs[10].1, "");
         assert_eq!(read(&pairs), Ok(sample()));
     }
 
@@ -373,14 +396,16 @@ mod tests {
         assert!(text(with("node_id", "1024")).contains("1 to 1023"));
         assert!(text(with("node_name", "a\nb")).contains("control characters"));
         assert!(text(with("encoding", "")).contains("not empty"));
+        assert!(text(with("applied_lsn", "16B3748")).contains("WAL position"));
+        assert!(text(with("provider_uid", "")).contains("not empty"));
         let mut pairs = sample().to_pairs();
         pairs.push(pairs[0].clone());
         assert_eq!(read(&pairs), Err(OptionError::Repeated { name: "proto_min" }));
         assert_eq!(
-            read(&pairs[1..9]),
+            read(&pairs[1..11]),
             Err(OptionError::Missing { name: "proto_min" })
         );
-        assert_eq!(read(&pairs[..8]), Ok(sample()), "forward_origins may be absent");
+        assert_eq!(read(&pairs[..10]), Ok(sample()), "forward_origins may be absent");
     }
 
     #[test]

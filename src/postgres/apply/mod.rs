@@ -5,12 +5,14 @@
 //! is applied is the caller's judgement of what was found.
 
 mod find;
+mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
 
-use pg_ha_replication::conflict::Action;
+use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
+use super::origin::Origin;
 use super::version;
 
 /// What a change cannot be applied to, or with.
@@ -57,6 +59,43 @@ pub(crate) enum Found {
     },
 }
 
+/// A target, opened in the current transaction.
+pub(crate) enum Opened {
+    Plain(Box<table::OpenTable>),
+    Partitioned(Box<partitioned::PartitionedTable>),
+}
+
+impl Opened {
+    pub(crate) fn open(target: &target::Target) -> Opened {
+        if target.partitioned {
+            Opened::Partitioned(Box::new(partitioned::PartitionedTable::open(target)))
+        } else {
+            Opened::Plain(Box::new(table::OpenTable::open(target)))
+        }
+    }
+
+    /// Applies one change, see [`table::OpenTable::apply`].
+    pub(crate) fn apply(
+        &mut self,
+        target: &target::Target,
+        change: &table::RowChange<'_, '_>,
+        judge: &mut dyn FnMut(Found) -> Decision,
+    ) -> Result<Decision, ApplyError> {
+        match self {
+            Opened::Plain(table) => table.apply(target, change, judge),
+            Opened::Partitioned(table) => table.apply(target, change, judge),
+        }
+    }
+
+    /// Closes it; locks stay until the end of the transaction.
+    pub(crate) fn close(self) {
+        match self {
+            Opened::Plain(table) => table.close(),
+            Opened::Partitioned(table) => table.close(),
+        }
+    }
+}
+
 /// Starts the local transaction of a remote one.
 pub(crate) fn begin() {
     // SAFETY: outside a transaction; the applier's loop pairs it with commit or abort.
@@ -69,24 +108,35 @@ pub(crate) fn begin() {
 /// Commits under the origin of the remote transaction, with its position and time, atomically with the data. The
 /// result is where the local commit record ends (it is durable only once the WAL is flushed that far).
 ///
-/// The session must have set up `origin` ([`super::origin::Origin::use_in_session`]).
-pub(crate) fn commit(origin_lsn: u64, commit_ts: i64) -> u64 {
+/// The session must have set up `origin` ([`Origin::use_in_session`]).
+pub(crate) fn commit(origin: Origin, origin_lsn: u64, commit_ts: i64) -> u64 {
     // SAFETY: in a transaction, with the origin set up in this session; the two variables are what the commit record
     // and the commit timestamp take (replication/origin.h).
     unsafe {
+        pg_sys::replorigin_session_origin = origin.0;
         pg_sys::replorigin_session_origin_lsn = origin_lsn;
         pg_sys::replorigin_session_origin_timestamp = commit_ts;
         pg_sys::CommitTransactionCommand();
+        Origin::stamp_nothing();
         pg_sys::XactLastCommitEnd
     }
 }
 
 /// Gives up whatever transaction is open, after an error.
 pub(crate) fn abort() {
+    // From 16 on an abort advances the session's origin to the position that is set: a transaction that failed in its
+    // own commit would count as applied, and be lost.
+    Origin::stamp_nothing();
     // SAFETY: safe in any transaction state; it is what PostgreSQL's own main loops do after an error.
     unsafe {
         pg_sys::AbortOutOfAnyTransaction();
     }
+}
+
+/// Locks a table as changes of its rows do, until the end of the transaction; what changed it before becomes known.
+pub(crate) fn lock_table(oid: pg_sys::Oid) {
+    // SAFETY: in a transaction; locking an oid that is gone is harmless.
+    unsafe { pg_sys::LockRelationOid(oid, pg_sys::RowExclusiveLock as i32) };
 }
 
 /// Truncates tables as one command.
@@ -103,12 +153,27 @@ pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequen
             core::ptr::null_mut(),
         );
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        // A partitioned table means all that is below it.
+        let lock = pg_sys::AccessExclusiveLock as i32;
+        let mut wanted: Vec<pg_sys::Oid> = Vec::new();
         for table in tables {
-            let relation = pg_sys::table_open(table.oid, pg_sys::AccessExclusiveLock as i32);
+            let below = if table.partitioned {
+                partitioned::inheritors(table.oid, lock)
+            } else {
+                vec![table.oid]
+            };
+            for oid in below {
+                if !wanted.contains(&oid) {
+                    wanted.push(oid);
+                }
+            }
+        }
+        for oid in &wanted {
+            let relation = pg_sys::table_open(*oid, lock);
             relations = pg_sys::lappend(relations, relation.cast());
-            oids = pg_sys::lappend_oid(oids, table.oid);
+            oids = pg_sys::lappend_oid(oids, *oid);
             if version::is_logically_logged(relation) {
-                logged = pg_sys::lappend_oid(logged, table.oid);
+                logged = pg_sys::lappend_oid(logged, *oid);
             }
         }
         let behavior = if cascade {
@@ -116,7 +181,7 @@ pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequen
         } else {
             pg_sys::DropBehavior::DROP_RESTRICT
         };
-        let opened: Vec<pg_sys::Relation> = (0..tables.len())
+        let opened: Vec<pg_sys::Relation> = (0..wanted.len())
             .map(|index| pg_sys::list_nth(relations, index as i32).cast())
             .collect();
         version::truncate(relations, oids, logged, behavior, restart_sequences);

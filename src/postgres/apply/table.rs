@@ -5,6 +5,7 @@ use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
 use super::find::{self, OpenIndex};
+use super::partitioned::Routed;
 use super::target::{Key, LocalColumn, Target};
 use super::{ApplyError, Found};
 use crate::postgres::version;
@@ -12,12 +13,12 @@ use crate::postgres::version;
 /// Everything here is allocated in the transaction's memory and released by [`OpenTable::close`], or by the abort of
 /// the transaction.
 pub(crate) struct OpenTable {
-    relation: pg_sys::Relation,
-    estate: *mut pg_sys::EState,
-    result: *mut pg_sys::ResultRelInfo,
+    pub(super) relation: pg_sys::Relation,
+    pub(super) estate: *mut pg_sys::EState,
+    pub(super) result: *mut pg_sys::ResultRelInfo,
     epq: *mut pg_sys::EPQState,
     /// The row as it will be.
-    new_row: *mut pg_sys::TupleTableSlot,
+    pub(super) new_row: *mut pg_sys::TupleTableSlot,
     /// The row as it stands here.
     local_row: *mut pg_sys::TupleTableSlot,
     /// What to look for, when whole rows are compared.
@@ -37,6 +38,18 @@ pub(crate) enum RowChange<'t, 'a> {
     Delete(OldKind, &'t Tuple<'a>),
 }
 
+/// What became of an update.
+pub(super) enum Updated {
+    Done(Decision),
+    /// The row is missing and to be inserted, in a partition that has to be found.
+    ToInsert(Decision),
+    /// The row was deleted here, and what it becomes stands in the slot of the table above.
+    Moves(Decision),
+}
+
+/// To be given back to [`OpenTable::leave`].
+pub(super) struct Entered(pg_sys::MemoryContext);
+
 impl OpenTable {
     /// Opens the table, its indexes and an executor state, in the current transaction.
     pub(crate) fn open(target: &Target) -> OpenTable {
@@ -44,12 +57,18 @@ impl OpenTable {
         // transaction does.
         unsafe {
             let relation = pg_sys::table_open(target.oid, pg_sys::RowExclusiveLock as i32);
+            // Planning a default may run a function that reads.
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let estate = version::executor_state(relation);
             let previous = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
             let result: *mut pg_sys::ResultRelInfo =
                 pg_sys::palloc0(core::mem::size_of::<pg_sys::ResultRelInfo>()).cast();
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
             pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
+            fire_as_replica((*result).ri_TrigDesc);
+            // Triggers that fire at the end of the statement find the table here instead of opening it again.
+            (*estate).es_opened_result_relations =
+                pg_sys::lappend((*estate).es_opened_result_relations, result.cast());
             let epq: *mut pg_sys::EPQState = pg_sys::palloc0(core::mem::size_of::<pg_sys::EPQState>()).cast();
             version::eval_plan_qual_init(epq, estate);
             let desc = (*relation).rd_att;
@@ -67,7 +86,7 @@ impl OpenTable {
                     oid,
                     columns,
                     scan_keys,
-                } => Some(OpenIndex::open(relation, *oid, *scan_keys, columns.len())),
+                } if !target.partitioned => Some(OpenIndex::open(relation, *oid, *scan_keys, columns.len())),
                 _ => None,
             };
             let index_is_some = index.is_some();
@@ -83,7 +102,9 @@ impl OpenTable {
                 })
                 .collect();
             pg_sys::MemoryContextSwitchTo(previous);
-            let has_triggers = !(*relation).trigdesc.is_null();
+            pg_sys::PopActiveSnapshot();
+            // Those of a partitioned table fire for its partitions, which have copies of their own.
+            let has_triggers = !target.partitioned && !(*relation).trigdesc.is_null();
             let constraints = (*desc).constr;
             let generates = !constraints.is_null() && (*constraints).has_generated_stored;
             OpenTable {
@@ -133,6 +154,29 @@ impl OpenTable {
         // SAFETY: in a transaction; the snapshot is popped and the per-tuple memory reset before return. On an
         // error both are released by the abort.
         unsafe {
+            let entered = self.enter();
+            let outcome = match change {
+                RowChange::Insert(new) => self.insert(target, new, None, judge),
+                RowChange::Update(old, new) => match self.update(target, *old, new, None, judge) {
+                    Ok(Updated::Done(decision) | Updated::ToInsert(decision) | Updated::Moves(decision)) => {
+                        Ok(decision)
+                    }
+                    Err(error) => Err(error),
+                },
+                RowChange::Delete(kind, old) => self.delete(target, *kind, old, judge),
+            };
+            self.leave(entered);
+            outcome
+        }
+    }
+
+    /// Before a change.
+    ///
+    /// # Safety
+    /// In a transaction; every call is followed by [`Self::leave`], or by the abort.
+    pub(super) unsafe fn enter(&mut self) -> Entered {
+        // SAFETY: the state lives as long as the open table.
+        unsafe {
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             (*self.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             let memory = (*per_tuple_context(self.estate)).ecxt_per_tuple_memory;
@@ -140,11 +184,17 @@ impl OpenTable {
             if self.has_triggers {
                 pg_sys::AfterTriggerBeginQuery();
             }
-            let outcome = match change {
-                RowChange::Insert(new) => self.insert(target, new, judge),
-                RowChange::Update(old, new) => self.update(target, *old, new, judge),
-                RowChange::Delete(kind, old) => self.delete(target, *kind, old, judge),
-            };
+            Entered(previous)
+        }
+    }
+
+    /// After a change.
+    ///
+    /// # Safety
+    /// Once after each [`Self::enter`].
+    pub(super) unsafe fn leave(&mut self, Entered(previous): Entered) {
+        // SAFETY: undoes what `enter` did, in reverse.
+        unsafe {
             if self.has_triggers {
                 pg_sys::AfterTriggerEndQuery(self.estate);
             }
@@ -152,18 +202,20 @@ impl OpenTable {
             pg_sys::ExecClearTuple(self.new_row);
             pg_sys::PopActiveSnapshot();
             pg_sys::MemoryContextSwitchTo(previous);
-            pg_sys::MemoryContextReset(memory);
+            pg_sys::MemoryContextReset((*per_tuple_context(self.estate)).ecxt_per_tuple_memory);
             pg_sys::CommandCounterIncrement();
-            outcome
         }
     }
 
+    /// Inserts a row; `routed`: as it stands composed for the table above.
+    ///
     /// # Safety
     /// Within [`Self::apply`].
-    unsafe fn insert(
+    pub(super) unsafe fn insert(
         &mut self,
         target: &Target,
         new: &Tuple<'_>,
+        routed: Option<&Routed<'_>>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
         // SAFETY: the slots belong to the open table.
@@ -176,7 +228,10 @@ impl OpenTable {
             let decision = judge(found);
             match decision.action {
                 Action::Skip => {}
-                Action::Insert => self.insert_row(target, new)?,
+                Action::Insert => match routed {
+                    Some(routed) => self.insert_routed(routed),
+                    None => self.insert_row(target, new)?,
+                },
                 Action::Update => {
                     self.fill_from_remote(target, new, true)?;
                     self.update_locked_row();
@@ -187,27 +242,45 @@ impl OpenTable {
         }
     }
 
+    /// Updates a row. In a partition, with the slot of the table above: a row that does not belong here any more is
+    /// deleted, and what it becomes is put there.
+    ///
     /// # Safety
     /// Within [`Self::apply`].
-    unsafe fn update(
+    pub(super) unsafe fn update(
         &mut self,
         target: &Target,
         old: Option<(OldKind, &Tuple<'_>)>,
         new: &Tuple<'_>,
+        routed: Option<&Routed<'_>>,
         judge: &mut dyn FnMut(Found) -> Decision,
-    ) -> Result<Decision, ApplyError> {
+    ) -> Result<Updated, ApplyError> {
         let (kind, key_row) = old.unwrap_or((OldKind::Full, new));
+        let mut direct = self.direct_updates;
         // SAFETY: the slots belong to the open table.
         unsafe {
             loop {
-                let found = self.find(target, kind, key_row, !self.direct_updates)?;
+                let found = self.find(target, kind, key_row, !direct)?;
                 let decision = judge(found);
                 match decision.action {
                     Action::Skip | Action::Delete => {}
+                    Action::Insert if routed.is_some() => return Ok(Updated::ToInsert(decision)),
                     Action::Insert => self.insert_row(target, new)?,
                     Action::Update => {
                         self.fill_from_remote(target, new, true)?;
-                        if !self.direct_updates {
+                        if let Some(routed) = routed
+                            && !pg_sys::ExecPartitionCheck(self.result, self.new_row, self.estate, false)
+                        {
+                            if direct {
+                                // It has to be locked to be moved: look and judge again.
+                                direct = false;
+                                continue;
+                            }
+                            routed.take(self.new_row);
+                            self.delete_locked_row();
+                            return Ok(Updated::Moves(decision));
+                        }
+                        if !direct {
                             self.update_locked_row();
                         } else if !self.update_row() {
                             // Somebody changed the row since it was found: look and judge again.
@@ -215,14 +288,14 @@ impl OpenTable {
                         }
                     }
                 }
-                return Ok(decision);
+                return Ok(Updated::Done(decision));
             }
         }
     }
 
     /// # Safety
     /// Within [`Self::apply`].
-    unsafe fn delete(
+    pub(super) unsafe fn delete(
         &mut self,
         target: &Target,
         kind: OldKind,
@@ -250,6 +323,19 @@ impl OpenTable {
             pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
         }
         Ok(())
+    }
+
+    /// Inserts a row that was composed for the table above.
+    ///
+    /// # Safety
+    /// Within [`Self::apply`] of that table.
+    pub(super) unsafe fn insert_routed(&mut self, routed: &Routed<'_>) {
+        // SAFETY: the slots belong to the open tables.
+        unsafe {
+            routed.give(self.new_row);
+            self.open_indexes();
+            pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
+        }
     }
 
     /// # Safety
@@ -327,7 +413,7 @@ impl OpenTable {
     ///
     /// # Safety
     /// Within [`Self::apply`].
-    unsafe fn find(
+    pub(super) unsafe fn find(
         &mut self,
         target: &Target,
         kind: OldKind,
@@ -357,7 +443,7 @@ impl OpenTable {
                 }
                 (Key::Full, _) => {
                     self.fill(target, row, self.search_row, false)?;
-                    find::by_whole_row(self.relation, self.search_row, self.local_row)
+                    find::by_whole_row(self.relation, self.search_row, self.local_row, &target.columns)
                 }
                 _ => return Err(target.no_key()),
             };
@@ -374,7 +460,7 @@ impl OpenTable {
     ///
     /// # Safety
     /// Within [`Self::apply`].
-    unsafe fn fill_from_remote(
+    pub(super) unsafe fn fill_from_remote(
         &mut self,
         target: &Target,
         row: &Tuple<'_>,
@@ -396,6 +482,36 @@ impl OpenTable {
         }
     }
 
+    /// Composes a row of which only the key is known.
+    ///
+    /// # Safety
+    /// Within [`Self::apply`].
+    pub(super) unsafe fn fill_key(
+        &mut self,
+        target: &Target,
+        kind: OldKind,
+        row: &Tuple<'_>,
+    ) -> Result<(), ApplyError> {
+        // SAFETY: the slot has as many columns as the table.
+        unsafe {
+            let slot = self.new_row;
+            clear(slot);
+            for (position, value) in row.columns().enumerate() {
+                let position = match kind {
+                    OldKind::Full => position,
+                    OldKind::Key => target.key_columns.get(position).copied().unwrap_or(usize::MAX),
+                };
+                if let Some(column) = target.columns.get(position) {
+                    let datum = datum_of(target, column, &value)?;
+                    *(*slot).tts_isnull.add(column.index) = datum.is_none();
+                    *(*slot).tts_values.add(column.index) = datum.unwrap_or(pg_sys::Datum::from(0));
+                }
+            }
+            pg_sys::ExecStoreVirtualTuple(slot);
+            Ok(())
+        }
+    }
+
     /// # Safety
     /// `slot` is a virtual slot of this table; with `over`, `local_row` holds a row.
     unsafe fn fill(
@@ -409,17 +525,12 @@ impl OpenTable {
         // local row stay pinned with it.
         unsafe {
             let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
-            pg_sys::ExecClearTuple(slot);
+            clear(slot);
             let (values, nulls) = ((*slot).tts_values, (*slot).tts_isnull);
             if over {
                 pg_sys::slot_getallattrs(self.local_row);
                 core::ptr::copy_nonoverlapping((*self.local_row).tts_values, values, natts);
                 core::ptr::copy_nonoverlapping((*self.local_row).tts_isnull, nulls, natts);
-            } else {
-                for index in 0..natts {
-                    *values.add(index) = pg_sys::Datum::from(0);
-                    *nulls.add(index) = true;
-                }
             }
             for (column, value) in target.columns.iter().zip(row.columns()) {
                 if matches!(value, Value::Unchanged) {
@@ -431,6 +542,43 @@ impl OpenTable {
             }
             pg_sys::ExecStoreVirtualTuple(slot);
             Ok(())
+        }
+    }
+}
+
+/// Makes all columns of a virtual slot null; ExecStoreVirtualTuple is still to come.
+///
+/// # Safety
+/// `slot` is a virtual slot.
+pub(super) unsafe fn clear(slot: *mut pg_sys::TupleTableSlot) {
+    // SAFETY: both arrays have as many members as the descriptor has columns.
+    unsafe {
+        pg_sys::ExecClearTuple(slot);
+        for index in 0..(*(*slot).tts_tupleDescriptor).natts as usize {
+            *(*slot).tts_values.add(index) = pg_sys::Datum::from(0);
+            *(*slot).tts_isnull.add(index) = true;
+        }
+    }
+}
+
+/// Adapts a table's own copy of its triggers to changes that come from elsewhere: which columns an update set is not
+/// known, so that triggers of certain columns fire at every update; and deferrable unique constraints are checked also
+/// under `session_replication_role = replica`, or duplicates would stand in a unique index.
+///
+/// # Safety
+/// `triggers` is null or a copy that nobody else uses (InitResultRelInfo makes one).
+pub(super) unsafe fn fire_as_replica(triggers: *mut pg_sys::TriggerDesc) {
+    // SAFETY: the caller's promise; the array has as many members as the descriptor says.
+    unsafe {
+        if triggers.is_null() {
+            return;
+        }
+        for index in 0..(*triggers).numtriggers as usize {
+            let trigger = &mut *(*triggers).triggers.add(index);
+            trigger.tgnattr = 0;
+            if trigger.tgfoid.to_u32() == pg_sys::F_UNIQUE_KEY_RECHECK {
+                trigger.tgenabled = pg_sys::TRIGGER_FIRES_ALWAYS as core::ffi::c_char;
+            }
         }
     }
 }

@@ -1,13 +1,16 @@
 //! How a remote table's columns map to a local table's, and how its rows are found there.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CString;
+use std::rc::Rc;
 
 use pg_ha_replication::codec::{self, ReplicaIdentity};
 use pgrx::pg_sys;
 
 use super::ApplyError;
 use crate::postgres::values::Plain;
-use crate::postgres::{values, version};
+use crate::postgres::{invalidation, values, version};
 
 /// A table as the provider described it.
 pub(crate) struct RemoteTable {
@@ -39,6 +42,18 @@ pub(crate) struct Target {
     pub(crate) key: Key,
     /// Which of the remote columns a key row has, in order.
     pub(crate) key_columns: Vec<usize>,
+    pub(crate) partitioned: bool,
+    /// What is sent, as partitions need it to be targets themselves.
+    remote: Rc<RemoteTable>,
+    partitions: RefCell<Partitions>,
+}
+
+/// The partitions of a target that were needed so far.
+#[derive(Default)]
+struct Partitions {
+    /// As of when they are known: any change of any relation since then puts them all in doubt.
+    generation: u64,
+    known: HashMap<pg_sys::Oid, Rc<Target>>,
 }
 
 pub(crate) struct LocalColumn {
@@ -105,7 +120,7 @@ impl RemoteTable {
 
 impl Target {
     /// Finds the local table by name and maps its columns. In a transaction; keeps no lock beyond it.
-    pub(crate) fn resolve(remote: &RemoteTable) -> Result<Target, ApplyError> {
+    pub(crate) fn resolve(remote: &Rc<RemoteTable>) -> Result<Target, ApplyError> {
         let name = remote.qualified_name();
         let missing = || ApplyError::MissingTable(remote.qualified_name());
         let schema = CString::new(remote.namespace.as_str()).map_err(|_| missing())?;
@@ -136,12 +151,13 @@ impl Target {
     unsafe fn of(
         relation: pg_sys::Relation,
         name: String,
-        remote: &RemoteTable,
+        remote: &Rc<RemoteTable>,
     ) -> Result<Target, ApplyError> {
         // SAFETY: the relation's descriptor is valid while it is open.
         unsafe {
             let form = &*(*relation).rd_rel;
-            if form.relkind as u8 != pg_sys::RELKIND_RELATION {
+            let partitioned = form.relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+            if !partitioned && form.relkind as u8 != pg_sys::RELKIND_RELATION {
                 return Err(ApplyError::NotATable(name, kind_name(form.relkind as u8)));
             }
             let memory = pg_sys::AllocSetContextCreateInternal(
@@ -161,6 +177,9 @@ impl Target {
                 key_columns: (0..remote.columns.len())
                     .filter(|place| remote.columns[*place].key)
                     .collect(),
+                partitioned,
+                remote: Rc::clone(remote),
+                partitions: RefCell::default(),
             };
             let desc = (*relation).rd_att;
             let natts = (*desc).natts as usize;
@@ -200,6 +219,46 @@ impl Target {
             target.key = key_of(relation, remote, &columns, memory);
             target.columns = columns;
             Ok(target)
+        }
+    }
+
+    /// One of the table's partitions as a target of the same changes. In a transaction; locks the partition.
+    pub(super) fn partition(&self, oid: pg_sys::Oid) -> Result<Rc<Target>, ApplyError> {
+        // SAFETY: the partition was found by routing or in the catalog, and is closed before return.
+        unsafe {
+            let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
+            // Taking the lock has told of every change.
+            let generation = invalidation::generation();
+            let known = {
+                let mut partitions = self.partitions.borrow_mut();
+                if partitions.generation != generation {
+                    partitions.generation = generation;
+                    partitions.known.clear();
+                }
+                partitions.known.get(&oid).cloned()
+            };
+            let target = match known {
+                Some(target) => Ok(target),
+                None => {
+                    let form = &*(*relation).rd_rel;
+                    let schema = pg_sys::get_namespace_name(form.relnamespace);
+                    let schema = if schema.is_null() {
+                        String::new()
+                    } else {
+                        values::identifier(schema)
+                    };
+                    let table = values::identifier(form.relname.data.as_ptr());
+                    let name = pgrx::spi::quote_qualified_identifier(&schema, &table);
+                    Self::of(relation, name, &self.remote).map(|target| {
+                        let target = Rc::new(target);
+                        let mut partitions = self.partitions.borrow_mut();
+                        partitions.known.insert(oid, Rc::clone(&target));
+                        target
+                    })
+                }
+            };
+            pg_sys::table_close(relation, pg_sys::NoLock as i32);
+            target
         }
     }
 
@@ -327,6 +386,11 @@ unsafe fn key_of(
             return otherwise;
         }
         let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
+        if (*(*index).rd_rel).relam != pg_sys::BTREE_AM_OID {
+            // Of another access method's strategies it is not known which one is equality.
+            pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
+            return otherwise;
+        }
         let form = &*(*index).rd_index;
         let count = form.indnkeyatts as usize;
         let attributes = form.indkey.values.as_slice(count);

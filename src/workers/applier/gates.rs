@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::tables::{Gate, Tables};
 use crate::catalog::subscription_tables as catalog;
 use crate::durable::events::{self, Severity};
-use crate::postgres::{latch, origin, worker};
+use crate::postgres::{latch, worker};
 use crate::shared_state::copies::{self, Phase};
 use crate::shared_state::{self, layout};
 
@@ -66,7 +66,7 @@ impl Gates {
             }
         }
         while copies::of(self.subscription_id).any(|copy| copy.phase() == Phase::Handing) {
-            worker::heed_signals();
+            worker::heed_signals(0);
             latch::wait(Duration::from_secs(1));
         }
     }
@@ -101,7 +101,7 @@ impl Gates {
             .map(|(id, name, _)| (*id, name.clone()))
             .collect();
         let ids: Vec<i32> = passed.iter().map(|(id, _)| *id).collect();
-        origin::without(|| crate::workers::read(|| catalog::set_ready(&ids)))?;
+        crate::workers::read(|| catalog::set_ready(&ids))?;
         self.copied.retain(|(_, _, from)| *from > position);
         let subscription = self.place.text.read(|text| text.name.as_str().to_owned());
         for (_, table) in passed {

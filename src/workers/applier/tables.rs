@@ -1,13 +1,15 @@
 //! The tables that the provider has described, and what they are here.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pg_ha_replication::codec;
 
-use crate::postgres::apply::ApplyError;
-use crate::postgres::apply::table::OpenTable;
+use crate::catalog::{self, subscription_tables};
 use crate::postgres::apply::target::{RemoteTable, Target};
+use crate::postgres::apply::{self, ApplyError, Opened};
 use crate::postgres::invalidation::{self, Invalidated};
+use crate::postgres::worker;
 use crate::shared_state::layout::TableCounters;
 use crate::shared_state::table;
 
@@ -24,11 +26,20 @@ pub(in crate::workers) enum Gate {
 
 /// A table of the provider.
 pub(in crate::workers) struct Known {
-    remote: RemoteTable,
+    remote: Rc<RemoteTable>,
     gate: Gate,
     /// Its local counterpart, until that changes.
     target: Option<Target>,
     counters: Option<&'static TableCounters>,
+}
+
+/// Why it is not known whether a table may be truncated.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::workers) enum TruncateError {
+    #[error(transparent)]
+    Table(#[from] ApplyError),
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
 }
 
 /// All of them, and those that the current transaction has opened.
@@ -37,7 +48,7 @@ pub(in crate::workers) struct Tables {
     known: HashMap<u32, Known>,
     /// The tables, by schema and name, that are not open to all transactions.
     gates: HashMap<(String, String), Gate>,
-    open: Vec<(u32, OpenTable)>,
+    open: Vec<(u32, Opened)>,
 }
 
 impl Tables {
@@ -59,7 +70,7 @@ impl Tables {
         let remote = RemoteTable::new(relation);
         let known = Known {
             gate: gate(&self.gates, &remote),
-            remote,
+            remote: Rc::new(remote),
             target: None,
             counters: None,
         };
@@ -86,11 +97,29 @@ impl Tables {
         }
     }
 
+    /// The same for a table that is truncated under its own name: a table above it may be what is copied.
+    pub(in crate::workers) fn may_truncate(&mut self, id: u32, end_lsn: u64) -> Result<bool, TruncateError> {
+        if self.gates.is_empty() {
+            return Ok(true);
+        }
+        if !self.may_change(id, end_lsn) {
+            return Ok(false);
+        }
+        self.resolve(id)?;
+        let oid = self.target(id)?.oid;
+        let above = worker::with_latest_snapshot(|| subscription_tables::tables_above(oid))?;
+        Ok(above.iter().all(|name| match self.gates.get(name) {
+            Some(Gate::Closed) => false,
+            Some(Gate::Beyond(position)) => end_lsn > *position,
+            Some(Gate::Open) | None => true,
+        }))
+    }
+
     /// The table, opened in the current transaction.
     pub(in crate::workers) fn open(
         &mut self,
         id: u32,
-    ) -> Result<(&Target, &mut OpenTable, Option<&'static TableCounters>), ApplyError> {
+    ) -> Result<(&Target, &mut Opened, Option<&'static TableCounters>), ApplyError> {
         let place = match self.open.iter().position(|(open, _)| *open == id) {
             Some(place) => place,
             None => {
@@ -104,16 +133,17 @@ impl Tables {
         Ok((target, &mut self.open[place].1, known.counters))
     }
 
-    fn open_now(&mut self, id: u32) -> Result<OpenTable, ApplyError> {
+    fn open_now(&mut self, id: u32) -> Result<Opened, ApplyError> {
         loop {
             self.resolve(id)?;
-            let target = self.target(id)?;
-            let (oid, opened) = (target.oid, OpenTable::open(target));
+            let oid = self.target(id)?.oid;
+            apply::lock_table(oid);
             // Taking the lock may have told us of a change that the target does not know yet.
             self.forget_changed();
-            match self.known.get(&id).and_then(|known| known.target.as_ref()) {
-                Some(target) if target.oid == oid => return Ok(opened),
-                _ => opened.close(),
+            if let Some(target) = self.known.get(&id).and_then(|known| known.target.as_ref())
+                && target.oid == oid
+            {
+                return Ok(Opened::open(target));
             }
         }
     }

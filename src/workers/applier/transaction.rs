@@ -9,10 +9,11 @@ use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, Se
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
-use super::tables::Tables;
-use crate::catalog::{self, subscription_tables};
+use super::tables::{Tables, TruncateError};
+use crate::catalog::{self, origins, subscription_tables};
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
+use crate::postgres::origin::Origin;
 use crate::postgres::worker;
 use crate::shared_state::{self, layout};
 
@@ -35,6 +36,8 @@ pub(super) enum Failure {
     Row(#[from] ApplyError),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
     #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
@@ -57,11 +60,15 @@ pub(super) struct Apply {
     place: &'static layout::Subscription,
     here: NodeId,
     provider: NodeId,
+    /// What commits are stamped with.
+    stamp: Origin,
     /// Up to here the origin's transactions are applied.
     progress: u64,
-    /// The server's origin numbers and the nodes they stand for.
+    /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
+    /// How many messages of the current frame have passed the check.
+    checked: usize,
     tables: Tables,
     open: Option<Open>,
     conflicts: Conflicts,
@@ -76,17 +83,19 @@ impl Apply {
         subscription_id: i32,
         here: NodeId,
         provider: NodeId,
+        stamp: Origin,
         progress: u64,
-        origins: HashMap<u16, NodeId>,
         seen: SeenVersions,
     ) -> Apply {
         Apply {
             place,
             here,
             provider,
+            stamp,
             progress,
-            origins,
+            origins: HashMap::new(),
             check: StreamCheck::new(),
+            checked: 0,
             tables: Tables::new(subscription_id),
             open: None,
             conflicts: Conflicts::new(place),
@@ -127,7 +136,7 @@ impl Apply {
         self.tables.forget_open();
     }
 
-    /// Applies one frame. `again`: it has been begun before and failed, so its order has been checked already.
+    /// Applies one frame. `again`: it has been begun before and failed.
     pub(super) fn frame(
         &mut self,
         frame: &[u8],
@@ -135,9 +144,16 @@ impl Apply {
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
         let mut decoder = Decoder::new(frame);
+        if !again {
+            self.checked = 0;
+        }
+        let mut number = 0;
         while let Some(message) = decoder.next()? {
-            if !again {
+            number += 1;
+            // What came before the error has been checked in an earlier attempt.
+            if number > self.checked {
                 self.check.observe(&message)?;
+                self.checked = number;
             }
             self.message(&message, progress)?;
         }
@@ -227,7 +243,7 @@ impl Apply {
             progress.received(commit.end_lsn.0);
             return;
         }
-        let local_end = apply::commit(open.origin_lsn, open.version.timestamp.0);
+        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
@@ -241,15 +257,17 @@ impl Apply {
         // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
         // through foreign keys, and without it the server would refuse to truncate what they refer to.
         let all = truncate.relations.iter().count();
-        let ids: Vec<u32> = truncate
-            .relations
-            .iter()
-            .filter(|id| self.tables.may_change(*id, open.end_lsn))
-            .collect();
+        let end_lsn = open.end_lsn;
+        self.tables.close();
+        let mut ids = Vec::with_capacity(all);
+        for id in truncate.relations.iter() {
+            if self.tables.may_truncate(id, end_lsn)? {
+                ids.push(id);
+            }
+        }
         if ids.is_empty() {
             return Ok(());
         }
-        self.tables.close();
         for id in &ids {
             self.tables.resolve(*id)?;
         }
@@ -284,7 +302,7 @@ impl Apply {
         open.changes += 1;
         let remote = open.version;
         let (target, table, counters) = self.tables.open(relation)?;
-        let (origins, here, seen) = (&self.origins, self.here, &self.seen);
+        let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
         let decision = table.apply(target, change, &mut |found| {
             let local = local(found, origins, here);
@@ -322,8 +340,8 @@ impl Apply {
 }
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as
-/// older than everything; one written without a known origin is the local group's.
-pub(in crate::workers) fn local(found: Found, origins: &HashMap<u16, NodeId>, here: NodeId) -> Local {
+/// older than everything; one written without an origin, or with one that is not ours, is the local group's.
+pub(in crate::workers) fn local(found: Found, origins: &mut HashMap<u16, NodeId>, here: NodeId) -> Local {
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
@@ -333,9 +351,19 @@ pub(in crate::workers) fn local(found: Found, origins: &HashMap<u16, NodeId>, he
                 origin: if origin == 0 {
                     here
                 } else {
-                    origins.get(&origin).copied().unwrap_or(here)
+                    node_of(origin, origins).unwrap_or(here)
                 },
             },
         }),
     }
+}
+
+fn node_of(origin: u16, origins: &mut HashMap<u16, NodeId>) -> Option<NodeId> {
+    if let Some(node) = origins.get(&origin) {
+        return Some(*node);
+    }
+    // What is not ours now may be later: numbers of dropped origins are used again.
+    let node = Origin(origin).name().as_deref().and_then(origins::node_of_name)?;
+    origins.insert(origin, node);
+    Some(node)
 }

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
 
-use pg_ha_model::NodeId;
+use pg_ha_model::{Lsn, NodeId};
 use pg_ha_replication::codec::{Decoder, Message, PROTOCOL_MAX, PROTOCOL_MIN};
 use pg_ha_replication::conflict::{self, Operation, Version};
 use pg_ha_replication::options::PluginOptions;
 use pg_ha_replication::stream::StreamCheck;
 
 use super::{Failure, Work};
-use crate::catalog::{origins, subscription_tables as catalog};
+use crate::catalog::subscription_tables as catalog;
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::walreceiver::{Connection, Received, StatusSender};
 use crate::postgres::{server, worker};
@@ -47,20 +47,18 @@ pub(super) struct CatchUp<'w> {
 }
 
 impl<'w> CatchUp<'w> {
-    pub(super) fn new(work: &'w Work, start: u64) -> Result<CatchUp<'w>, Failure> {
-        let origins = worker::with_latest_snapshot(origins::all)
-            .map_err(|error| Failure::Catalog(error.to_string()))?;
-        Ok(CatchUp {
+    pub(super) fn new(work: &'w Work, start: u64) -> CatchUp<'w> {
+        CatchUp {
             work,
             tables: Tables::new(work.table.subscription_id),
             check: StreamCheck::new(),
-            origins,
+            origins: HashMap::new(),
             relation: None,
             open: None,
             start,
             position: start,
             last: start,
-        })
+        }
     }
 
     /// Streams until the applier is reached and waits there; returns the position up to which everything is here.
@@ -154,6 +152,8 @@ impl<'w> CatchUp<'w> {
             extension_version: env!("CARGO_PKG_VERSION").to_owned(),
             node_id: self.work.here,
             node_name: local.node_name.as_str().to_owned(),
+            provider_uid: self.work.subscription.provider_uid.clone(),
+            applied_lsn: Lsn(self.start),
             encoding: server::encoding(),
             replication_sets: self.work.subscription.replication_sets.clone(),
             forward_origins: self.work.subscription.forward_origins.clone(),
@@ -190,8 +190,9 @@ impl<'w> CatchUp<'w> {
             }
             Message::Relation(relation) => {
                 let table = &self.work.table;
+                // All of them, since a partition of ours is truncated under its own name.
+                self.tables.describe(relation);
                 if relation.namespace == table.schema && relation.name == table.name {
-                    self.tables.describe(relation);
                     self.relation = Some(relation.id);
                 } else if self.relation == Some(relation.id) {
                     return Err(Failure::Renamed);
@@ -212,14 +213,34 @@ impl<'w> CatchUp<'w> {
                 self.row(delete.relation, Operation::Delete, &change)?;
             }
             Message::Truncate(truncate) => {
-                if truncate.relations.iter().any(|id| Some(id) == self.relation) {
-                    self.tables.close();
-                    let name = self.work.table.qualified_name();
-                    worker::with_latest_snapshot(|| catalog::empty(&name))?;
+                for id in truncate.relations.iter() {
+                    self.truncate(id)?;
                 }
             }
             Message::Hello(_) | Message::Logical(_) => {}
         }
+        Ok(())
+    }
+
+    /// Empties the table, or the partition of it that the provider truncated.
+    fn truncate(&mut self, id: u32) -> Result<(), Failure> {
+        let whole = self.work.table.qualified_name();
+        self.tables.close();
+        let name = if self.relation == Some(id) {
+            whole
+        } else {
+            // A table that is not here, or is none that changes can go to, is no partition of ours.
+            let Ok(()) = self.tables.resolve(id) else {
+                return Ok(());
+            };
+            let target = self.tables.target(id)?;
+            let part = worker::with_latest_snapshot(|| catalog::is_partition_of(target.oid, &whole))?;
+            if !part {
+                return Ok(());
+            }
+            target.name.clone()
+        };
+        worker::with_latest_snapshot(|| catalog::empty(&name))?;
         Ok(())
     }
 
@@ -233,7 +254,7 @@ impl<'w> CatchUp<'w> {
             return Ok(());
         };
         let (target, table, _) = self.tables.open(relation)?;
-        let (origins, here) = (&self.origins, self.work.here);
+        let (origins, here) = (&mut self.origins, self.work.here);
         table.apply(target, change, &mut |found| {
             conflict::decide(operation, remote, local(found, origins, here), |_| true)
         })?;

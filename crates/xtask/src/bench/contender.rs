@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -167,7 +167,6 @@ impl Contender {
         step.progress("draining");
         let mut session = Session::open(&self.subscriber, DATABASE)?;
         let meter = Meter::start(&self.workers()?);
-        let started = Instant::now();
         self.enable(true)?;
         session
             .wait_for(
@@ -175,7 +174,16 @@ impl Contender {
                 limit,
             )
             .context("the backlog did not drain")?;
-        let seconds = started.elapsed().as_secs_f64();
+        // From the sender's birth: how long a launcher idles before it starts a worker (up to five seconds for
+        // native replication) is not the speed of the drain.
+        let seconds = self
+            .provider
+            .sql(
+                DATABASE,
+                "SELECT extract(epoch FROM clock_timestamp() - min(backend_start)) FROM pg_stat_replication",
+            )?
+            .parse()
+            .context("the stream ended before the backlog was drained")?;
         let sender_cpu = meter.used_by(&self.senders()?)?;
         let applier_cpu = meter.used_by(&self.appliers()?)?;
         step.erase();

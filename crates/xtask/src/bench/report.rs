@@ -133,8 +133,8 @@ pub(super) fn write(
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut section = format!(
         "{BEGIN}\n## Draining a backlog\n\n`cargo bench-peers`: {transactions} TPC-B transactions of pgbench (scale 10, \
-         {} row changes each) wait while the\nsubscription is disabled; measured from enabling it until the last row is \
-         visible. Medians of {rounds} rounds, in turn.\nThe applier is everything that works on the subscriber for it; a \
+         {} row changes each) wait while the\nsubscription is disabled; measured from the start of the stream until the last row \
+         is visible. Medians of {rounds} rounds, in turn.\nThe applier is everything that works on the subscriber for it; a \
          microsecond per row is a CPU second per million rows.\n\n",
         super::ROWS_PER_TRANSACTION
     );

@@ -2,6 +2,7 @@
 
 mod dependencies;
 mod house_rules;
+mod packages;
 mod parts;
 mod regress;
 mod report;

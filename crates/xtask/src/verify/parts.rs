@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::report::{self, Line};
-use super::{Tally, Verdict, dependencies, house_rules, regress, upgrades};
+use super::{Tally, Verdict, dependencies, house_rules, packages, regress, upgrades};
 use crate::arguments::Arguments;
 use crate::console::{self, Step};
 use crate::layout::{self, RunDirectory};
@@ -177,6 +177,7 @@ impl Run {
     pub(crate) fn rules(&mut self) -> Result<Verdict> {
         let repository = layout::repository();
         let mut found = house_rules::scan(&repository)?;
+        found.extend(packages::check(&repository)?);
         found.extend(upgrades::check(&repository)?);
         Ok(verdict_of(&found))
     }
@@ -191,7 +192,7 @@ impl Run {
 
     /// Tests of the crates that need no server: the pure ones, and this tool's own.
     pub(crate) fn pure(&mut self) -> Result<Verdict> {
-        let names = house_rules::pure_packages(&layout::repository())?;
+        let names = packages::pure(&layout::repository())?;
         let mut words = vec!["test", "--locked", "--package", "xtask"];
         for name in &names {
             words.extend(["--package", name.as_str()]);
