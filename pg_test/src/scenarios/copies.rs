@@ -33,6 +33,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         crash,
     ),
     scenario(
+        "copies_shapes",
+        "a copy brings rows or columns that the stream would not, or leaves out what it would bring",
+        shapes,
+    ),
+    scenario(
         "copies_under_load",
         "rows that change while their table is copied are lost, doubled, or sent back to where they came from",
         under_load,
@@ -336,4 +341,111 @@ fn cannot(stage: &Stage) -> Result<()> {
         ],
     )?;
     cluster.wait_status(second, NAME, "replicating")
+}
+
+/// Partitioned tables, column lists, row filters, inheritance, generated columns, names that need quotes.
+fn shapes(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    let common = "CREATE TABLE parted (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+         CREATE TABLE parted_a PARTITION OF parted FOR VALUES FROM (0) TO (100);
+         CREATE TABLE parent (id int PRIMARY KEY, v text);
+         CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+         CREATE TABLE listed (id int PRIMARY KEY, shown text, hidden text DEFAULT 'local');
+         CREATE TABLE filtered (id int PRIMARY KEY, v text);
+         CREATE TABLE reckoned (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED);
+         CREATE SCHEMA \"My Schema\";
+         CREATE TABLE \"My Schema\".\"Odd \"\"Name\"\"\" (\"a b\" int PRIMARY KEY, \"select\" text, \"ü\" text[]);";
+    first.exec(
+        &cluster.database,
+        &format!(
+            "{common}
+             CREATE TABLE parted_b PARTITION OF parted FOR VALUES FROM (100) TO (1000);
+             INSERT INTO parted SELECT g, 'p' || g FROM generate_series(1, 500) g;
+             INSERT INTO parent VALUES (1, 'only'); INSERT INTO child VALUES (2, 'child');
+             INSERT INTO listed SELECT g, 's' || g, 'secret' FROM generate_series(1, 50) g;
+             INSERT INTO filtered SELECT g, 'f' || g FROM generate_series(1, 50) g;
+             INSERT INTO reckoned SELECT g FROM generate_series(1, 50) g;
+             INSERT INTO \"My Schema\".\"Odd \"\"Name\"\"\" VALUES (1, E'tab\\there', '{{a,NULL}}'), (2, NULL, '{{}}');
+             SELECT ha.repset_add_table('default', 'parted'), ha.repset_add_table('default', 'parted_a'),
+                    ha.repset_add_table('default', 'parent'),
+                    ha.repset_add_table('default', 'listed', columns => '{{id,shown}}'),
+                    ha.repset_add_table('default', 'filtered', row_filter => 'id > 20'),
+                    ha.repset_add_table('default', 'reckoned');
+             SELECT ha.repset_add_all_tables('default', '{{My Schema}}')"
+        ),
+    )?;
+    // Other partitions here than there.
+    second.exec(
+        &cluster.database,
+        &format!(
+            "{common}
+             CREATE TABLE parted_rest PARTITION OF parted DEFAULT"
+        ),
+    )?;
+    subscribe_with_copy(&cluster)?;
+    wait_for_sync(&cluster)?;
+    let expect = || -> Result<()> {
+        cluster.sync(1, 2)?;
+        let same = [
+            "parted",
+            "ONLY parent",
+            "reckoned",
+            "\"My Schema\".\"Odd \"\"Name\"\"\"",
+        ];
+        compare::identical(&cluster, &same)?;
+        for (sent, here) in [
+            (
+                "SELECT id, shown, 'local' FROM listed ORDER BY id",
+                "SELECT * FROM listed ORDER BY id",
+            ),
+            (
+                "SELECT * FROM filtered WHERE id > 20 ORDER BY id",
+                "SELECT * FROM filtered ORDER BY id",
+            ),
+            ("SELECT FROM child WHERE false", "SELECT FROM child"),
+        ] {
+            let (sent, found) = (
+                first.rows(&cluster.database, sent)?,
+                second.rows(&cluster.database, here)?,
+            );
+            ensure!(
+                sent == found,
+                "{here}: {}, but sent were {}",
+                sql::show(&found),
+                sql::show(&sent)
+            );
+        }
+        Ok(())
+    };
+    expect().context("copied")?;
+    let names = "SELECT string_agg(relname, ',' ORDER BY relname) FROM ha.copied_tables";
+    let copied = second.text(&cluster.database, names)?;
+    ensure!(
+        copied == "Odd \"Name\",filtered,listed,parent,parted,reckoned",
+        "copied were {copied}"
+    );
+    refused(
+        second,
+        &cluster.database,
+        &format!("SELECT ha.sub_resync_table({}, 'parted_a')", literal(NAME)),
+        &["42704"],
+        &["public.parted_a"],
+    )?;
+    first.exec(
+        &cluster.database,
+        "UPDATE parted SET v = v || '!' WHERE id % 7 = 0; UPDATE filtered SET v = 'again' WHERE id = 30;
+         UPDATE listed SET shown = 'changed', hidden = 'more' WHERE id = 1; DELETE FROM reckoned WHERE id < 5",
+    )?;
+    for table in ["parted", "listed", "filtered"] {
+        resync(&cluster, table)?;
+    }
+    // While that is under way or not: a partition is emptied, under its own name.
+    first.exec(
+        &cluster.database,
+        "TRUNCATE parted_a; INSERT INTO parted VALUES (7, 'new')",
+    )?;
+    wait_for_sync(&cluster)?;
+    expect().context("copied again")
 }
