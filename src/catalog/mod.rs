@@ -113,6 +113,16 @@ pub(crate) fn now_text() -> Result<String, Error> {
     read_one("SELECT pg_catalog.now()::text", &[], |row| row.get(1))?.ok_or(Error::Null { column: 1 })
 }
 
+/// Writes a logical message that is sent with the transaction, at this place among its changes.
+pub(crate) fn emit_transactional(prefix: &str, content: &str) -> Result<(), Error> {
+    read(
+        "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)::text",
+        &[prefix.into(), content.into()],
+        |_| Ok(()),
+    )?;
+    Ok(())
+}
+
 /// Writes a logical message that is sent whatever becomes of the transaction; returns where it ends.
 pub(crate) fn emit_message(prefix: &str, content: &str) -> Result<u64, Error> {
     let lsn: Option<String> = read_one(

@@ -149,6 +149,48 @@ pub(crate) fn set_error(table_id: i32, error: &str, failed: bool) -> Result<bool
     Ok(changed.into_iter().any(|changed| changed))
 }
 
+/// Prefix of the message in the provider's stream that asks subscribers to copy a table.
+pub(crate) const COPY_MESSAGE: &str = "pg_ha.copy";
+
+/// What that message says: a table is sent through this set from here on, and subscribers are to copy what it holds.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct CopyMessage {
+    pub(crate) set_name: String,
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    pub(crate) expected_rows: i64,
+    pub(crate) expected_bytes: i64,
+}
+
+/// Tells subscribers, with the current transaction, to copy a table of this node.
+pub(crate) fn tell_to_copy(relation: pgrx::pg_sys::Oid, set_name: &str) -> Result<(), Error> {
+    let message = read_one(
+        "SELECT n.nspname::text, c.relname::text, \
+                CASE WHEN c.reltuples > 0 THEN c.reltuples::bigint ELSE 0 END, \
+                CASE WHEN c.relkind = 'p' \
+                THEN (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_relation_size(p.relid)), 0) \
+                        FROM pg_catalog.pg_partition_tree(c.oid) p WHERE p.isleaf)::bigint \
+                ELSE pg_catalog.pg_relation_size(c.oid) END \
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+        &[relation.into()],
+        |row| {
+            Ok(CopyMessage {
+                set_name: set_name.to_owned(),
+                schema: row.get(1)?,
+                name: row.get(2)?,
+                expected_rows: row.get(3)?,
+                expected_bytes: row.get(4)?,
+            })
+        },
+    )?
+    .ok_or(Error::Null { column: 1 })?;
+    let content = serde_json::to_string(&message).map_err(|error| Error::Content {
+        table: "pg_class",
+        reason: error.to_string(),
+    })?;
+    super::emit_transactional(COPY_MESSAGE, &content)
+}
+
 /// A table that a new subscription copies.
 pub(crate) struct NewTable {
     pub(crate) schema: String,

@@ -140,7 +140,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     for (node, timestamp) in seen_file::load(id) {
         seen.advance(node, timestamp);
     }
-    let mut apply = Apply::new(place, id, here, provider, origin, start, seen);
+    let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,

@@ -28,6 +28,11 @@ const fn scenario(name: &'static str, story: &'static str, run: fn(&Stage) -> Re
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario(
+        "copies_added",
+        "a table that joins a set with its rows lacks some on the subscriber, or has them twice",
+        added,
+    ),
+    scenario(
         "copies_crash",
         "a copier, the process that feeds it or a whole server dies during a copy, and rows are lost or doubled",
         crash,
@@ -448,4 +453,65 @@ fn shapes(stage: &Stage) -> Result<()> {
     )?;
     wait_for_sync(&cluster)?;
     expect().context("copied again")
+}
+
+/// A table joins a set while it is written to, also in the same transaction, and brings what it holds.
+fn added(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    cluster.everywhere(
+        "CREATE TABLE one (id int PRIMARY KEY, v text); CREATE TABLE two (id int PRIMARY KEY, v text);
+         CREATE TABLE log (id int, v text); SELECT ha.repset_create('other')",
+    )?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    first.exec(
+        &cluster.database,
+        "INSERT INTO one SELECT g, 'one' FROM generate_series(1, 20000) g;
+         INSERT INTO two SELECT g, 'two' FROM generate_series(1, 100) g; INSERT INTO log VALUES (1, 'before')",
+    )?;
+    refused(
+        first,
+        &cluster.database,
+        "SELECT ha.repset_create('quiet', replicate_insert => false);
+         SELECT ha.repset_add_table('quiet', 'one', synchronize_data => true)",
+        &["22023"],
+        &["quiet"],
+    )?;
+    // A set that nobody subscribed to is nobody's business.
+    first.exec(
+        &cluster.database,
+        "SELECT ha.repset_add_table('other', 'two', synchronize_data => true)",
+    )?;
+    first.exec(
+        &cluster.database,
+        "BEGIN; INSERT INTO one VALUES (0, 'before'); UPDATE one SET v = 'changed' WHERE id = 1;
+         SELECT ha.repset_add_table('default', 'one', synchronize_data => true);
+         INSERT INTO one VALUES (-1, 'after'); UPDATE one SET v = 'changed too' WHERE id = 2; DELETE FROM one WHERE id = 3;
+         COMMIT",
+    )?;
+    first.exec(
+        &cluster.database,
+        "INSERT INTO one VALUES (-2, 'later'); DELETE FROM one WHERE id = 4; UPDATE one SET id = -5 WHERE id = 5",
+    )?;
+    cluster.sync(1, 2)?;
+    wait_for_sync(&cluster)?;
+    cluster.sync(1, 2)?;
+    compare::identical(&cluster, &["one"])?;
+    ensure!(
+        second.number(&cluster.database, "SELECT count(*) FROM two")? == 0,
+        "a table of a set that is not subscribed to was copied"
+    );
+    first.exec(
+        &cluster.database,
+        "SELECT ha.repset_remove_table('other', 'two'), ha.repset_remove_table('default', 'one');
+         SELECT ha.repset_add_all_tables('default', '{public}', synchronize_data => true)",
+    )?;
+    second.exec(&cluster.database, "TRUNCATE one")?;
+    cluster.sync(1, 2)?;
+    wait_for_sync(&cluster)?;
+    first.exec(&cluster.database, "INSERT INTO log VALUES (2, 'after')")?;
+    cluster.sync(1, 2)?;
+    compare::identical(&cluster, &["one", "two", "log"])
 }

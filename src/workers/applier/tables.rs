@@ -85,6 +85,13 @@ impl Tables {
         self.gates = gates;
     }
 
+    /// Closes one table to the stream, until the gates are set again.
+    pub(in crate::workers) fn close_gate(&mut self, schema: String, name: String) {
+        let mut gates = core::mem::take(&mut self.gates);
+        gates.insert((schema, name), Gate::Closed);
+        self.set_gates(gates);
+    }
+
     /// Whether a transaction that ends at this position of the provider may change the table.
     pub(in crate::workers) fn may_change(&self, id: u32, end_lsn: u64) -> bool {
         if self.gates.is_empty() {

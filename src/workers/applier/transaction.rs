@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::{NodeId, PgTimestamp};
-use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Message, Truncate};
+use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
 use super::tables::{Tables, TruncateError};
-use crate::catalog::{self, origins, subscription_tables};
+use crate::catalog::plan::PlannedSubscription;
+use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
+use crate::catalog::{self, origins};
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
@@ -34,6 +36,8 @@ pub(super) enum Failure {
     Order(#[from] StreamError),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error("the provider's request to copy a table cannot be read: {0}")]
+    Message(serde_json::Error),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
     #[error(transparent)]
@@ -58,6 +62,10 @@ struct Open {
 /// The state of the stream.
 pub(super) struct Apply {
     place: &'static layout::Subscription,
+    subscription_id: i32,
+    replication_sets: Vec<String>,
+    /// The open transaction asked for copies.
+    asked_to_copy: bool,
     here: NodeId,
     provider: NodeId,
     /// What commits are stamped with.
@@ -80,7 +88,7 @@ pub(super) struct Apply {
 impl Apply {
     pub(super) fn new(
         place: &'static layout::Subscription,
-        subscription_id: i32,
+        subscription: &PlannedSubscription,
         here: NodeId,
         provider: NodeId,
         stamp: Origin,
@@ -89,6 +97,9 @@ impl Apply {
     ) -> Apply {
         Apply {
             place,
+            subscription_id: subscription.id,
+            replication_sets: subscription.replication_sets.clone(),
+            asked_to_copy: false,
             here,
             provider,
             stamp,
@@ -96,7 +107,7 @@ impl Apply {
             origins: HashMap::new(),
             check: StreamCheck::new(),
             checked: 0,
-            tables: Tables::new(subscription_id),
+            tables: Tables::new(subscription.id),
             open: None,
             conflicts: Conflicts::new(place),
             seen,
@@ -132,6 +143,7 @@ impl Apply {
 
     /// After an abort: the message that began the transaction will come again.
     pub(super) fn forget_open_transaction(&mut self) {
+        self.asked_to_copy = false;
         self.open = None;
         self.tables.forget_open();
     }
@@ -202,11 +214,38 @@ impl Apply {
             }
             Message::Truncate(truncate) => self.truncate(truncate)?,
             Message::Logical(logical) => {
-                if !logical.transactional && self.open.is_none() {
+                if logical.transactional {
+                    self.told(logical)?;
+                } else if self.open.is_none() {
                     progress.received(logical.lsn.0);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A message of the transaction that is being applied.
+    fn told(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
+        if logical.prefix != subscription_tables::COPY_MESSAGE
+            || self.open.as_ref().is_none_or(|open| open.skip)
+        {
+            return Ok(());
+        }
+        let message: CopyMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+        if !self.replication_sets.contains(&message.set_name) {
+            return Ok(());
+        }
+        let table = NewTable {
+            schema: message.schema,
+            name: message.name,
+            expected_rows: message.expected_rows,
+            expected_bytes: message.expected_bytes,
+        };
+        let id = self.subscription_id;
+        worker::with_latest_snapshot(|| subscription_tables::ask(id, &table, ExistingRows::Refuse))?;
+        // What follows of the table in this very transaction is the copy's as well.
+        self.tables.close_gate(table.schema, table.name);
+        self.asked_to_copy = true;
         Ok(())
     }
 
@@ -245,6 +284,9 @@ impl Apply {
         }
         let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
+        if core::mem::take(&mut self.asked_to_copy) {
+            shared_state::catalog_changed();
+        }
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         progress.committed(open.end_lsn, local_end);
