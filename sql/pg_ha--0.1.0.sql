@@ -367,7 +367,7 @@ COMMENT ON FUNCTION ha.table_states() IS
     'what subscriptions did to tables since the server started, one row each';
 
 CREATE VIEW ha.status_tables AS
-    SELECT t.relation, t.replication_sets,
+    SELECT coalesce(t.relation, s.relation) AS relation, t.replication_sets,
            CASE WHEN s.relation IS NULL THEN 'local' ELSE 'replicating' END AS sync_state,
            0::bigint AS copy_rows, 0::bigint AS copy_bytes, NULL::numeric AS copy_percent,
            coalesce(s.rows_inserted, 0) AS rows_inserted, coalesce(s.rows_updated, 0) AS rows_updated,
