@@ -218,7 +218,7 @@ CREATE FUNCTION ha.repset_add_table(set_name name, relation regclass, synchroniz
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'repset_add_table_wrapper';
 COMMENT ON FUNCTION ha.repset_add_table(name, regclass, boolean, text[], text, boolean) IS
-    'adds a table to a replication set; a set that sends updates or deletes needs a primary key or replica identity';
+    'adds a table to a replication set, with its partitions unless include_partitions is false; columns: only these are sent; row_filter: only rows for which it is true. A set that sends updates or deletes needs a primary key or replica identity, within columns, and row_filter may use its columns only';
 
 -- No SET search_path here: the pattern means what it means in psql, that is, what the caller's path makes visible.
 -- The function remembers that path and then fixes its own.
@@ -367,7 +367,7 @@ COMMENT ON FUNCTION ha.table_states() IS
     'what subscriptions did to tables since the server started, one row each';
 
 CREATE VIEW ha.status_tables AS
-    SELECT t.relation, t.replication_sets,
+    SELECT coalesce(t.relation, s.relation) AS relation, t.replication_sets,
            CASE WHEN s.relation IS NULL THEN 'local' ELSE 'replicating' END AS sync_state,
            0::bigint AS copy_rows, 0::bigint AS copy_bytes, NULL::numeric AS copy_percent,
            coalesce(s.rows_inserted, 0) AS rows_inserted, coalesce(s.rows_updated, 0) AS rows_updated,
