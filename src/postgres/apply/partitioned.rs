@@ -64,6 +64,8 @@ struct Leaf {
 pub(super) struct Routed<'r> {
     pub(super) slot: *mut pg_sys::TupleTableSlot,
     pub(super) places: &'r [Option<usize>],
+    /// A column that it lacks, by its place among the columns that come.
+    pub(super) lacks: Option<usize>,
 }
 
 impl Routed<'_> {
@@ -175,13 +177,16 @@ impl PartitionedTable {
     ) -> Result<Decision, ApplyError> {
         // SAFETY: slots and partitions belong to the open table.
         unsafe {
+            self.root.lacks = None;
             self.root.fill_from_remote(target, new, false)?;
+            let lacks = self.root.lacks;
             let place = self.route(target)?;
             let slot = self.root.new_row;
             let leaf = &mut self.leaves[place];
             let routed = Routed {
                 slot,
                 places: &leaf.places,
+                lacks,
             };
             let entered = leaf.table.enter();
             let outcome = leaf.table.insert(&leaf.target, new, Some(&routed), judge);
@@ -209,6 +214,7 @@ impl PartitionedTable {
                     let routed = Routed {
                         slot,
                         places: &leaf.places,
+                        lacks: None,
                     };
                     let entered = leaf.table.enter();
                     let outcome = leaf.table.update(&leaf.target, old, new, Some(&routed), judge);
@@ -240,6 +246,7 @@ impl PartitionedTable {
             leaf.table.insert_routed(&Routed {
                 slot,
                 places: &leaf.places,
+                lacks: None,
             });
             leaf.table.leave(entered);
             Ok(decision)
