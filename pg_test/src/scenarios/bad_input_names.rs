@@ -329,14 +329,6 @@ fn not_yet(stage: &Stage) -> Result<()> {
             "synchronize_data",
         ),
         (
-            "SELECT ha.repset_add_table('default', 'fine', columns => '{id}')".to_owned(),
-            "columns",
-        ),
-        (
-            "SELECT ha.repset_add_table('default', 'fine', row_filter => 'id > 1')".to_owned(),
-            "row_filter",
-        ),
-        (
             format!("SELECT ha.sub_create('s', {dsn}, synchronize_structure => true)"),
             "synchronize_structure",
         ),
