@@ -73,7 +73,7 @@ pub(crate) struct Session {
     /// Positions of filtered transactions by PostgreSQL's origin number, met since the last look-up of names: names
     /// can be read only inside a transaction, which a filtered one does not open.
     met: HashMap<u16, (u64, i64)>,
-    names: HashMap<u16, Option<NodeId>>,
+    names: HashMap<u16, NodeId>,
     seen: HashMap<NodeId, (u64, i64)>,
     /// Entries of `seen` that changed since they were last sent.
     unsent: Vec<NodeId>,
@@ -189,22 +189,25 @@ impl Session {
 
     /// Turns what was seen since the last call into node ids; `name` reads an origin's name from the catalog.
     pub(crate) fn learn_origins(&mut self, name: impl Fn(u16) -> Option<String>) {
-        for (origin, position) in self.met.drain() {
-            let node = *self.names.entry(origin).or_insert_with(|| {
-                name(origin)
+        // An origin may be too new for the transaction under whose snapshot names are read here: ask again later.
+        let (names, seen, unsent) = (&mut self.names, &mut self.seen, &mut self.unsent);
+        self.met.retain(|origin, position| {
+            let known = names.get(origin).copied().or_else(|| {
+                name(*origin)
                     .as_deref()
                     .and_then(crate::catalog::origins::node_of_name)
             });
-            if let Some(node) = node {
-                let newest = self.seen.entry(node).or_default();
-                if position > *newest {
-                    *newest = position;
-                    if !self.unsent.contains(&node) {
-                        self.unsent.push(node);
-                    }
+            let Some(node) = known else { return true };
+            names.insert(*origin, node);
+            let newest = seen.entry(node).or_default();
+            if *position > *newest {
+                *newest = *position;
+                if !unsent.contains(&node) {
+                    unsent.push(node);
                 }
             }
-        }
+            false
+        });
     }
 
     /// Nothing is written before the first change that is wanted.
@@ -326,6 +329,8 @@ impl Session {
 
     pub(crate) fn frame_sent(&mut self) {
         self.encoder.clear();
+        // One huge row must not keep its memory for the life of the connection.
+        self.encoder.shrink_to(16 * FRAME_LIMIT);
     }
 
     fn ensure_hello(&mut self) -> Result<(), EncodeError> {

@@ -21,6 +21,8 @@ pub(crate) struct Published {
     pub(crate) above: Vec<u32>,
     /// The subscriber has been told of it in this session.
     pub(crate) announced: bool,
+    /// It has been said that its updates and deletes cannot be sent.
+    pub(crate) warned: bool,
     /// For a table whose name stands for others too: what tells this description from another under the same number.
     pub(crate) shape: Option<u64>,
 }
@@ -32,6 +34,24 @@ impl Published {
             Change::Insert => self.membership.insert,
             Change::Update => self.membership.update && self.columns.iter().any(|column| column.key),
             Change::Delete => self.membership.delete && has_old,
+        }
+    }
+
+    /// Says, once per description of the table, that updates and deletes cannot be sent although its sets want them.
+    pub(crate) fn warn_of_lost_identity(&mut self, change: Change) {
+        let wanted = match change {
+            Change::Insert => false,
+            Change::Update => self.membership.update,
+            Change::Delete => self.membership.delete,
+        };
+        if wanted && !self.warned {
+            self.warned = true;
+            pgrx::warning!(
+                "pg_ha cannot replicate updates and deletes of table {}.{}: it has no primary key and no replica \
+                 identity any more",
+                self.namespace,
+                self.name
+            );
         }
     }
 

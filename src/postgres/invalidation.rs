@@ -29,8 +29,16 @@ pub(crate) enum Invalidated {
 /// Starts noting in this process.
 pub(crate) fn register() {
     if !REGISTERED.replace(true) {
-        // SAFETY: registered once, since callbacks cannot be taken back; the callback needs no argument.
-        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(noted), pg_sys::Datum::from(0)) };
+        // SAFETY: registered once, since callbacks cannot be taken back; they need no argument.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(noted), pg_sys::Datum::from(0));
+            // A renamed schema renames its tables without touching them.
+            pg_sys::CacheRegisterSyscacheCallback(
+                pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
+                Some(schema_changed),
+                pg_sys::Datum::from(0),
+            );
+        }
     }
 }
 
@@ -61,4 +69,13 @@ unsafe extern "C-unwind" fn noted(_argument: pg_sys::Datum, relation: pg_sys::Oi
             noted.push(relation);
         }
     });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn schema_changed(
+    _argument: pg_sys::Datum,
+    _cache: core::ffi::c_int,
+    _hash: pg_sys::uint32,
+) {
+    ALL.set(true);
 }

@@ -43,6 +43,19 @@ pub(crate) fn wal_receiver_timeout() -> Option<std::time::Duration> {
         .map(std::time::Duration::from_millis)
 }
 
+/// How often a subscriber tells its provider how far it is, at least (wal_receiver_status_interval; 0 counts as the
+/// default of 10 s, since a provider would give the subscriber up).
+pub(crate) fn status_interval() -> std::time::Duration {
+    // SAFETY: reads a setting, in seconds.
+    let seconds = unsafe { pg_sys::wal_receiver_status_interval };
+    std::time::Duration::from_secs(
+        u64::try_from(seconds)
+            .ok()
+            .filter(|seconds| *seconds > 0)
+            .unwrap_or(10),
+    )
+}
+
 /// The end of the WAL that is durable on this server.
 pub(crate) fn flushed_wal() -> u64 {
     // SAFETY: reads shared memory; not during recovery.

@@ -36,18 +36,29 @@ impl Origin {
         }
     }
 
-    /// How far it has been applied, as far as this server knows without a flush of its own WAL.
-    pub(crate) fn progress(self) -> u64 {
-        // SAFETY: reads shared memory.
-        unsafe { pg_sys::replorigin_get_progress(self.0, false) }
+    /// How far it has been applied, durably: flushes this server's WAL as far as that takes.
+    pub(crate) fn durable_progress(self) -> u64 {
+        // SAFETY: reads shared memory and flushes WAL; not during recovery.
+        unsafe { pg_sys::replorigin_get_progress(self.0, true) }
     }
 
-    /// Makes this process the one that advances the origin: its commits carry it. Raises when another process does.
+    /// Makes this process the one that advances the origin, by [`super::apply::commit`]. Raises when another process
+    /// does already.
     pub(crate) fn use_in_session(self) {
         // SAFETY: at most once in a worker's life; what is stamped on commits is exactly what is set up.
+        unsafe { version::origin_session_setup(self.0) };
+        // Registered after the process connected to its database, so that it runs before the transaction that a
+        // FATAL error interrupts is aborted.
+        super::worker::at_exit(|_| Origin::stamp_nothing(), 0);
+    }
+
+    /// Ends the stamping of commits: what this process commits or aborts from here on is local.
+    pub(crate) fn stamp_nothing() {
+        // SAFETY: variables of this process (replication/origin.h), read when a transaction ends.
         unsafe {
-            version::origin_session_setup(self.0);
-            pg_sys::replorigin_session_origin = self.0;
+            pg_sys::replorigin_session_origin = 0;
+            pg_sys::replorigin_session_origin_lsn = 0;
+            pg_sys::replorigin_session_origin_timestamp = 0;
         }
     }
 }

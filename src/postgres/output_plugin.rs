@@ -143,6 +143,7 @@ unsafe extern "C-unwind" fn change(
             };
             let desc = (*relation).rd_att;
             let kind = if !published.lets_through(kind, !old.is_null()) {
+                published.warn_of_lost_identity(kind);
                 None
             } else if let Some(filter) = &published.filter {
                 filtered(filter, kind, desc, old, new)
@@ -283,7 +284,10 @@ unsafe extern "C-unwind" fn filter_by_origin(
         if origin == pg_sys::InvalidRepOriginId as pg_sys::RepOriginId {
             return false;
         }
-        if let Some(position) = applied_origin_position((*ctx).reader) {
+        // Slots are made with a context that has no session yet.
+        if !(*ctx).output_plugin_private.is_null()
+            && let Some(position) = applied_origin_position((*ctx).reader)
+        {
             plugin(ctx).session.saw(origin, position);
         }
         true

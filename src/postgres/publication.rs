@@ -198,6 +198,7 @@ unsafe fn published(
             filter: RowFilter::prepare(relation, filters(entries)),
             above: found.above.iter().map(|oid| oid.to_u32()).collect(),
             announced: false,
+            warned: false,
             shape: None,
         };
         if named != relation || form.relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE {

@@ -366,3 +366,9 @@ pub(crate) unsafe fn insert_index_entries(
         );
     }
 }
+
+/// Time-outs that only some versions know and that must not end a worker's work.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub(crate) const OTHER_TIMEOUTS: &[&core::ffi::CStr] = &[];
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+pub(crate) const OTHER_TIMEOUTS: &[&core::ffi::CStr] = &[c"transaction_timeout"];

@@ -136,12 +136,13 @@ pub(crate) fn process_id() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Ends this worker if it was told to, reads changed configuration files, and raises pending interrupts.
-pub(crate) fn heed_signals() {
-    // SAFETY: flags of this process; proc_exit runs the exit callbacks. Not called inside a transaction.
+/// Ends this worker if it was told to (with `code`, see [`exit`]), reads changed configuration files, and raises
+/// pending interrupts.
+pub(crate) fn heed_signals(code: i32) {
+    // SAFETY: flags of this process; proc_exit runs the exit callbacks.
     unsafe {
         if pg_sys::ProcDiePending != 0 {
-            pg_sys::proc_exit(0);
+            pg_sys::proc_exit(code);
         }
         if pg_sys::ConfigReloadPending != 0 {
             pg_sys::ConfigReloadPending = 0;
@@ -157,16 +158,12 @@ pub(crate) fn exit(code: i32) -> ! {
     unsafe { pg_sys::proc_exit(code) }
 }
 
-/// Runs at the end of this process, however it ends short of a crash (which resets shared memory).
+/// Runs at the end of this process, however it ends short of a crash (which resets shared memory). What was registered
+/// last runs first.
 pub(crate) fn at_exit(callback: fn(usize), argument: usize) {
-    let first = AT_EXIT.with_borrow_mut(|callbacks| {
-        callbacks.push((callback, argument));
-        callbacks.len() == 1
-    });
-    if first {
-        // SAFETY: registered once per process; the thunk needs no argument.
-        unsafe { pg_sys::before_shmem_exit(Some(run_at_exit), pg_sys::Datum::from(0)) };
-    }
+    AT_EXIT.with_borrow_mut(|callbacks| callbacks.push((callback, argument)));
+    // SAFETY: one registration per callback; the thunk needs no argument.
+    unsafe { pg_sys::before_shmem_exit(Some(run_at_exit), pg_sys::Datum::from(0)) };
 }
 
 /// What to do at the end of this process, and with what.
@@ -178,7 +175,7 @@ thread_local! {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn run_at_exit(_code: i32, _argument: pg_sys::Datum) {
-    for (callback, argument) in AT_EXIT.take() {
+    if let Some((callback, argument)) = AT_EXIT.with_borrow_mut(Vec::pop) {
         callback(argument);
     }
 }

@@ -38,8 +38,6 @@ pub(crate) struct LocalNode {
     pub(crate) node_uid: Text<40>,
     pub(crate) node_name: Text<64>,
     pub(crate) group_name: Text<64>,
-    /// Why the supervisor does not run this node, if it does not.
-    pub(crate) trouble: Text<512>,
 }
 
 /// One known node, for `ha.status`.
@@ -59,7 +57,7 @@ pub(crate) struct NodeView {
     pub(crate) last_seen: i64,
 }
 
-/// One subscription: numbers are atomics with a single writer each, so that the hot path takes no lock.
+/// One subscription: numbers are atomics that one worker at a time writes or only raises, so that the hot path takes no lock.
 #[repr(C)]
 pub(crate) struct Subscription {
     /// Its id in the catalog; 0 = a free place.

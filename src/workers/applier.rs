@@ -4,7 +4,8 @@
 //! position and time: the server keeps that progress atomically with the data, so that after any crash the stream goes
 //! on exactly where the data ends. Commits do not wait for the disk; what is reported as flushed does.
 //!
-//! It may block on a row that a local transaction has locked, and on nothing else but its latch. A small transaction
+//! It may block on rows, tables and unique keys that local transactions have locked, and on nothing else but its
+//! latch. A small transaction
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
@@ -103,12 +104,19 @@ fn settle() {
     // Values that come as text are in the form that the provider's session wrote.
     worker::set(c"datestyle", c"ISO");
     worker::set(c"intervalstyle", c"postgres");
+    worker::set(c"extra_float_digits", c"3");
     // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
     worker::set(c"synchronous_commit", c"off");
     // Nobody is there to answer for a slow statement or an idle transaction.
     worker::set(c"statement_timeout", c"0");
     worker::set(c"idle_in_transaction_session_timeout", c"0");
     worker::set(c"lock_timeout", c"0");
+    for name in postgres::version::OTHER_TIMEOUTS {
+        worker::set(name, c"0");
+    }
+    // Triggers see what is committed, and defaults may draw from sequences.
+    worker::set(c"default_transaction_isolation", c"read committed");
+    worker::set(c"default_transaction_read_only", c"off");
 }
 
 /// Applies what comes until the receiver is gone.
@@ -123,12 +131,13 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let origin: Origin = super::read(|| origins::ensure(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin could not be made".to_owned())?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
-    let start = origin.progress();
+    // What is started from counts as flushed, so it has to be.
+    let start = origin.durable_progress();
     let mut seen = SeenVersions::new(PgTimestamp(subscription.created_at));
     for (node, timestamp) in seen_file::load(id) {
         seen.advance(node, timestamp);
     }
-    let mut apply = Apply::new(place, id, here, provider, start, seen);
+    let mut apply = Apply::new(place, id, here, provider, origin, start, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,
@@ -136,13 +145,25 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         woken: Instant::now(),
     };
     let mut saved = Instant::now();
+    let mut published = saved;
     loop {
-        worker::heed_signals();
+        worker::heed_signals(0);
         match queue.take() {
-            Taken::Message(message) => take(&mut apply, &mut positions, message)?,
+            Taken::Message(message) => {
+                take(&mut apply, &mut positions, message)?;
+                // While there is always something to do, the provider must still hear of what is done.
+                if published.elapsed() >= FLUSH_LOOK {
+                    published = Instant::now();
+                    positions.publish();
+                    if !apply.in_transaction() {
+                        worker::report_statistics();
+                    }
+                }
+            }
             Taken::Detached => return Ok(()),
             Taken::Empty => {
                 let next = positions.publish();
+                published = Instant::now();
                 if saved.elapsed() >= SAVE_PAUSE
                     && let Some(seen) = apply.take_changed_seen()
                 {
@@ -150,7 +171,9 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     // Without the file a stream that starts again reports more than it should; nothing is lost.
                     let _ = seen_file::save(id, seen.iter());
                 }
-                worker::report_statistics();
+                if !apply.in_transaction() {
+                    worker::report_statistics();
+                }
                 latch::wait(next);
             }
         }

@@ -32,9 +32,6 @@ const QUEUE_SIZE: usize = 4 * 1024 * 1024;
 /// How long an applier may take to start.
 const APPLIER_START: Duration = Duration::from_secs(10);
 
-/// Longest time between two reports to the provider (native replication's wal_receiver_status_interval).
-const REPORT: Duration = Duration::from_secs(10);
-
 /// Head of a message to the applier: its kind, and where the provider's WAL was.
 pub(crate) const HEADER: usize = 25;
 pub(crate) const KIND_DATA: u8 = b'd';
@@ -63,14 +60,14 @@ enum Ended {
 
 impl Ended {
     /// What the subscription shows.
-    fn status(&self) -> Option<Status> {
+    fn status(&self, place: &layout::Subscription) -> Option<Status> {
         match self {
             Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
                 Some(Status::Down)
             }
             Ended::Refused(_) | Ended::Catalog(_) => Some(Status::Failed),
-            // The applier has said why.
-            Ended::ApplierGone => None,
+            // The applier has said why, if it could.
+            Ended::ApplierGone => (place.failed_in_applier.load(Acquire) == 0).then_some(Status::Down),
         }
     }
 }
@@ -95,7 +92,7 @@ pub(crate) fn run(index: usize) {
     }
     worker::connect(area.local.read(|local| local.database_oid));
     let (name, ended) = serve(index, place);
-    if let Some(status) = ended.status() {
+    if let Some(status) = ended.status(place) {
         let text = ended.to_string();
         let changed = place.set_status(status);
         if place.set_error(&text) || changed {
@@ -165,7 +162,7 @@ fn stream(
     let application_name = format!("pg_ha {} {}", local.node_name.as_str(), subscription.name);
     let mut connection = Connection::open(&subscription.dsn, &application_name)
         .map_err(|error| Ended::Unreachable(hide(&subscription.dsn, &error)))?;
-    let start = origin.progress();
+    let start = origin.durable_progress();
     let options = PluginOptions {
         proto_min: PROTOCOL_MIN,
         proto_max: PROTOCOL_MAX,
@@ -221,33 +218,29 @@ fn pump(
     let lost = |error: StreamError| Ended::Lost(hide(&subscription.dsn, &error));
     let mut reporter = Reporter::new(connection.status_sender());
     let mut silence = Silence::new();
-    let started = Instant::now();
-    let mut applier_seen = false;
+    let mut applier = ApplierWatch::new();
     loop {
-        worker::heed_signals();
+        worker::heed_signals(0);
         if !place.is_wanted() {
             worker::exit(0);
         }
-        let mut reply_now = false;
         loop {
-            let (kind, position, wal_end, sent_at, payload) = match connection.receive().map_err(lost)? {
-                Received::Nothing => break,
-                Received::End => return Err(Ended::Closed),
-                Received::Data {
-                    start,
-                    wal_end,
-                    sent_at,
-                    payload,
-                } => (KIND_DATA, start, wal_end, sent_at, payload),
-                Received::Keepalive {
-                    wal_end,
-                    sent_at,
-                    reply_requested,
-                } => {
-                    reply_now |= reply_requested;
-                    (KIND_POSITION, wal_end, wal_end, sent_at, &[][..])
-                }
-            };
+            let (kind, position, wal_end, sent_at, payload, reply) =
+                match connection.receive().map_err(lost)? {
+                    Received::Nothing => break,
+                    Received::End => return Err(Ended::Closed),
+                    Received::Data {
+                        start,
+                        wal_end,
+                        sent_at,
+                        payload,
+                    } => (KIND_DATA, start, wal_end, sent_at, payload, false),
+                    Received::Keepalive {
+                        wal_end,
+                        sent_at,
+                        reply_requested,
+                    } => (KIND_POSITION, wal_end, wal_end, sent_at, &[][..], reply_requested),
+                };
             silence.heard();
             layout::Subscription::raise(&place.provider_lsn, wal_end);
             place.last_message.store(postgres::now(), Relaxed);
@@ -255,31 +248,57 @@ fn pump(
             let mut sent = queue.send(&head, payload);
             while sent == Sent::Full {
                 // Nothing is received before the queue has taken this; an applier that waits for a lock must not
-                // look like a dead subscriber meanwhile.
+                // look like a dead subscriber meanwhile, nor we take the provider, which we do not hear, for one.
                 let until = reporter.report(place, false).map_err(lost)?;
                 postgres::latch::wait(until.min(Duration::from_secs(1)));
-                worker::heed_signals();
+                worker::heed_signals(0);
                 if !place.is_wanted() {
                     worker::exit(0);
                 }
+                if applier.is_gone(place) {
+                    return Err(Ended::ApplierGone);
+                }
                 sent = queue.send(&head, payload);
+                silence.heard();
             }
             if sent == Sent::Detached {
                 return Err(Ended::ApplierGone);
             }
             layout::Subscription::raise(&place.received_lsn, position);
+            // A stream that never pauses must not keep the provider waiting for an answer.
+            reporter.report(place, reply).map_err(lost)?;
+            worker::heed_signals(0);
         }
-        let applier_runs = place.applier_pid.load(Acquire) != 0;
-        applier_seen |= applier_runs;
-        if !applier_runs && (applier_seen || started.elapsed() > APPLIER_START) {
+        if applier.is_gone(place) {
             return Err(Ended::ApplierGone);
         }
         let until = match silence.verdict() {
-            Verdict::Alive => reporter.report(place, reply_now).map_err(lost)?,
+            Verdict::Alive => reporter.report(place, false).map_err(lost)?,
             Verdict::Ask => reporter.ask(place).map_err(lost)?,
             Verdict::Gone(seconds) => return Err(Ended::Silent(seconds)),
         };
         connection.wait(until.min(Duration::from_secs(1)));
+    }
+}
+
+/// Notices an applier that ended, or never started.
+struct ApplierWatch {
+    since: Instant,
+    seen: bool,
+}
+
+impl ApplierWatch {
+    fn new() -> ApplierWatch {
+        ApplierWatch {
+            since: Instant::now(),
+            seen: false,
+        }
+    }
+
+    fn is_gone(&mut self, place: &layout::Subscription) -> bool {
+        let runs = place.applier_pid.load(Acquire) != 0;
+        self.seen |= runs;
+        !runs && (self.seen || self.since.elapsed() > APPLIER_START)
     }
 }
 
@@ -345,15 +364,19 @@ impl Reporter {
     /// Reports, and wants a sign of life back.
     fn ask(&mut self, place: &layout::Subscription) -> Result<Duration, StreamError> {
         self.send(place, true)?;
-        Ok(REPORT)
+        Ok(postgres::status_interval())
     }
 
-    /// Reports if there is news, if the provider asked or if it is time; returns how long until the next time.
+    /// Reports if there is news of what is done here, if the provider asked or if it is time
+    /// (wal_receiver_status_interval); returns how long until the next time.
     fn report(&mut self, place: &layout::Subscription, now: bool) -> Result<Duration, StreamError> {
-        if now || self.news(place) != self.told || self.at.elapsed() >= REPORT {
+        let (_, flushed, applied) = self.news(place);
+        let interval = postgres::status_interval();
+        let news = (flushed, applied) != (self.told.1, self.told.2);
+        if now || news || self.at.elapsed() >= interval {
             self.send(place, false)?;
         }
-        Ok(REPORT.saturating_sub(self.at.elapsed()))
+        Ok(interval.saturating_sub(self.at.elapsed()))
     }
 
     /// Received, flushed, applied.

@@ -4,7 +4,8 @@
 //! It waits until this server has an identity, connects to the identity's database, publishes who this node is and
 //! which nodes it knows, and keeps a receiver running for every enabled subscription (which starts its own applier),
 //! with a growing delay while one keeps failing. `ha.*` functions that change the catalogs wake it at their commit.
-//! It blocks on nothing but its latch. When the identity ends it exits, since a worker cannot leave a database
+//! It waits for nothing but its latch and,
+//! reading the catalogs, for whoever has locked them. When the identity ends it exits, since a worker cannot leave a database
 //! otherwise, and its successor waits anew. If it crashes, the server starts everything again; nothing of it is
 //! state.
 
@@ -54,13 +55,9 @@ impl Kept {
             &subscription.slot_name,
             &subscription.provider_name,
         )?;
-        let backoff = Backoff::new(
-            Millis(settings::retry_min().as_millis() as u64),
-            Millis(settings::retry_max().as_millis() as u64),
-        );
         Some(Kept {
             place,
-            backoff,
+            backoff: backoff(),
             started: None,
             next_start: Instant::now(),
             fingerprint: fingerprint(subscription),
@@ -80,8 +77,9 @@ pub(crate) fn run() {
     let mut planned = Vec::new();
     let mut generation = None;
     let mut last_cleaning = None;
+    let mut complained = String::new();
     loop {
-        worker::heed_signals();
+        worker::heed_signals(1);
         let current = area.catalog_generation.load(Acquire);
         if generation != Some(current) {
             match look(&identity) {
@@ -93,12 +91,14 @@ pub(crate) fn run() {
                 }
                 Ok(None) => {
                     stop_everything(area);
-                    give_up(area, current, "");
+                    give_up(area, current);
                 }
                 Err(error) => {
-                    // The extension may be about to be dropped or upgraded: try again when something changes.
-                    stop_everything(area);
-                    give_up(area, current, &error);
+                    // Somebody may hold a lock on the catalogs. What runs goes on; look again soon.
+                    if complained != error {
+                        log!("pg_ha cannot read its catalogs: {error}");
+                        complained = error;
+                    }
                 }
             }
         }
@@ -109,7 +109,12 @@ pub(crate) fn run() {
                 worker::start_cleaner();
             }
         }
-        latch::wait(next);
+        // Until the catalogs could be read, look more often.
+        latch::wait(if generation.is_none() {
+            next.min(Duration::from_secs(1))
+        } else {
+            next
+        });
     }
 }
 
@@ -123,7 +128,7 @@ fn forget(_: usize) {
 fn wait_for_identity(area: &layout::Area) -> Identity {
     let mut complained = String::new();
     loop {
-        worker::heed_signals();
+        worker::heed_signals(1);
         let stale = area.local.read(|local| local.node_id == u32::MAX)
             && area.seen_generation.load(Acquire) == area.catalog_generation.load(Acquire);
         match identity::on_disk() {
@@ -133,7 +138,6 @@ fn wait_for_identity(area: &layout::Area) -> Identity {
                 let error = error.to_string();
                 if error != complained {
                     log!("pg_ha cannot read who this server is: {error}");
-                    area.local.write(|local| local.trouble.set(&error));
                     complained = error;
                 }
             }
@@ -169,7 +173,6 @@ fn publish(identity: &Identity, nodes: &[KnownNode]) {
             local.node_uid.set(&identity.node_uid);
             local.node_name.set(&identity.node_name);
             local.group_name.set(&identity.group_name);
-            local.trouble.clear();
         });
     }
     let views: Vec<layout::NodeView> = nodes
@@ -181,17 +184,11 @@ fn publish(identity: &Identity, nodes: &[KnownNode]) {
 }
 
 /// Ends the supervisor because the identity is nobody's (any more).
-fn give_up(area: &layout::Area, generation: u64, trouble: &str) -> ! {
-    area.local.write(|local| {
-        // Not a node, and not to be tried again before the catalogs change.
-        local.node_id = u32::MAX;
-        local.trouble.set(trouble);
-    });
+fn give_up(area: &layout::Area, generation: u64) -> ! {
+    // Not a node, and not to be tried again before the catalogs change.
+    area.local.write(|local| local.node_id = u32::MAX);
     shared_state::publish_nodes(&[]);
     area.seen_generation.store(generation, Release);
-    if !trouble.is_empty() {
-        log!("pg_ha pauses until its catalogs change: {trouble}");
-    }
     worker::exit(1)
 }
 
@@ -243,6 +240,14 @@ fn drop_unplanned(area: &layout::Area, planned: &[PlannedSubscription], kept: &m
     }
 }
 
+/// The delays between retries, as they are set now.
+fn backoff() -> Backoff {
+    Backoff::new(
+        Millis(settings::retry_min().as_millis() as u64),
+        Millis(settings::retry_max().as_millis() as u64),
+    )
+}
+
 /// What restarts the workers when it changes.
 fn fingerprint(subscription: &PlannedSubscription) -> String {
     format!(
@@ -259,7 +264,7 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
     let print = fingerprint(subscription);
     if kept.fingerprint != print {
         kept.fingerprint = print;
-        kept.backoff.reset();
+        kept.backoff = backoff();
         kept.next_start = now;
         place.wake_workers_to_end();
     }
@@ -271,7 +276,7 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
             place.set_action("disabled");
             record(subscription, Severity::Info, "disabled");
         }
-        kept.backoff.reset();
+        kept.backoff = backoff();
         kept.next_start = now;
         return LOOK;
     }
@@ -285,7 +290,7 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
     }
     if let Some(started) = kept.started.take() {
         if now.duration_since(started) >= HEALTHY {
-            kept.backoff.reset();
+            kept.backoff = backoff();
         }
         kept.next_start = now + Duration::from_millis(kept.backoff.next().0);
     }

@@ -9,6 +9,7 @@
 use pgrx::pg_sys;
 
 use super::Found;
+use super::target::LocalColumn;
 use crate::postgres::version;
 
 /// The index by which a table's rows are found, opened for the current transaction.
@@ -144,7 +145,7 @@ unsafe fn exists_by_index(
     }
 }
 
-/// Finds a row by comparing all columns.
+/// Finds a row by comparing all columns that the provider sends, and locks it; it then stands in `row`.
 ///
 /// # Safety
 /// As [`by_index`]; `search` holds the row to look for.
@@ -152,10 +153,125 @@ pub(super) unsafe fn by_whole_row(
     relation: pg_sys::Relation,
     search: *mut pg_sys::TupleTableSlot,
     row: *mut pg_sys::TupleTableSlot,
+    columns: &[LocalColumn],
 ) -> bool {
-    // SAFETY: the server's own search, which locks what it finds.
+    // SAFETY: the dirty snapshot lives through the scan that uses it; slots are materialised before it ends.
     unsafe {
-        pg_sys::RelationFindReplTupleSeq(relation, pg_sys::LockTupleMode::LockTupleExclusive, search, row)
+        let mut dirty = pg_sys::SnapshotData {
+            snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY,
+            ..Default::default()
+        };
+        loop {
+            pgrx::check_for_interrupts!();
+            if !scan_for(relation, &raw mut dirty, search, row, columns) {
+                // As for an index: the scan may have passed where a concurrent update put the row.
+                let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+                let exists = scan_for(relation, snapshot, search, row, columns);
+                pg_sys::ExecClearTuple(row);
+                pg_sys::UnregisterSnapshot(snapshot);
+                if exists {
+                    continue;
+                }
+                return false;
+            }
+            let busy = if dirty.xmin != pg_sys::InvalidTransactionId {
+                dirty.xmin
+            } else {
+                dirty.xmax
+            };
+            if busy != pg_sys::InvalidTransactionId {
+                pg_sys::XactLockTableWait(
+                    busy,
+                    core::ptr::null_mut(),
+                    core::ptr::null_mut(),
+                    pg_sys::XLTW_Oper::XLTW_None,
+                );
+                continue;
+            }
+            if lock(relation, row) {
+                return true;
+            }
+        }
+    }
+}
+
+/// Scans the table for a row equal to the one in `search`; materialises it in `row`.
+///
+/// # Safety
+/// The snapshot lives through the call.
+unsafe fn scan_for(
+    relation: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+    search: *mut pg_sys::TupleTableSlot,
+    row: *mut pg_sys::TupleTableSlot,
+    columns: &[LocalColumn],
+) -> bool {
+    // SAFETY: an ordinary table scan, ended before return.
+    unsafe {
+        let scan = pg_sys::table_beginscan(relation, snapshot, 0, core::ptr::null_mut());
+        let mut found = false;
+        while !found && pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, row)
+        {
+            found = rows_equal(search, row, columns);
+        }
+        if found {
+            pg_sys::ExecMaterializeSlot(row);
+        }
+        pg_sys::table_endscan(scan);
+        found
+    }
+}
+
+unsafe extern "C-unwind" {
+    /// utils/datum.h: whether two values are the same bytes, TOAST aside.
+    fn datum_image_eq(
+        first: pg_sys::Datum,
+        second: pg_sys::Datum,
+        by_value: bool,
+        length: core::ffi::c_int,
+    ) -> bool;
+}
+
+/// Whether two rows of a table are equal in all columns that the provider sends. Where a type has no equality operator
+/// its values' bytes are compared (native replication stops at such a column).
+///
+/// # Safety
+/// Both slots hold rows of the same table.
+unsafe fn rows_equal(
+    first: *mut pg_sys::TupleTableSlot,
+    second: *mut pg_sys::TupleTableSlot,
+    columns: &[LocalColumn],
+) -> bool {
+    // SAFETY: both arrays have a member per column; equality functions come from the type's own operator class.
+    unsafe {
+        pg_sys::slot_getallattrs(first);
+        pg_sys::slot_getallattrs(second);
+        let desc = (*first).tts_tupleDescriptor;
+        for index in columns.iter().map(|column| column.index) {
+            let attribute = version::attribute(desc, index);
+            let null = *(*first).tts_isnull.add(index);
+            if null != *(*second).tts_isnull.add(index) {
+                return false;
+            }
+            if null {
+                continue;
+            }
+            let (one, other) = (*(*first).tts_values.add(index), *(*second).tts_values.add(index));
+            let type_entry =
+                pg_sys::lookup_type_cache(attribute.atttypid, pg_sys::TYPECACHE_EQ_OPR_FINFO as i32);
+            let equality = &raw mut (*type_entry).eq_opr_finfo;
+            let equal = if (*equality).fn_oid == pg_sys::InvalidOid {
+                pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                    datum_image_eq(one, other, attribute.attbyval, i32::from(attribute.attlen))
+                })
+            } else {
+                pg_sys::FunctionCall2Coll(equality, attribute.attcollation, one, other).value() as u8 != 0
+            };
+            if !equal {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod target;
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
+use super::origin::Origin;
 use super::version;
 
 /// What a change cannot be applied to, or with.
@@ -113,24 +114,35 @@ pub(crate) fn begin() {
 /// Commits under the origin of the remote transaction, with its position and time, atomically with the data. The
 /// result is where the local commit record ends (it is durable only once the WAL is flushed that far).
 ///
-/// The session must have set up `origin` ([`super::origin::Origin::use_in_session`]).
-pub(crate) fn commit(origin_lsn: u64, commit_ts: i64) -> u64 {
+/// The session must have set up `origin` ([`Origin::use_in_session`]).
+pub(crate) fn commit(origin: Origin, origin_lsn: u64, commit_ts: i64) -> u64 {
     // SAFETY: in a transaction, with the origin set up in this session; the two variables are what the commit record
     // and the commit timestamp take (replication/origin.h).
     unsafe {
+        pg_sys::replorigin_session_origin = origin.0;
         pg_sys::replorigin_session_origin_lsn = origin_lsn;
         pg_sys::replorigin_session_origin_timestamp = commit_ts;
         pg_sys::CommitTransactionCommand();
+        Origin::stamp_nothing();
         pg_sys::XactLastCommitEnd
     }
 }
 
 /// Gives up whatever transaction is open, after an error.
 pub(crate) fn abort() {
+    // From 16 on an abort advances the session's origin to the position that is set: a transaction that failed in its
+    // own commit would count as applied, and be lost.
+    Origin::stamp_nothing();
     // SAFETY: safe in any transaction state; it is what PostgreSQL's own main loops do after an error.
     unsafe {
         pg_sys::AbortOutOfAnyTransaction();
     }
+}
+
+/// Locks a table as changes of its rows do, until the end of the transaction; what changed it before becomes known.
+pub(crate) fn lock_table(oid: pg_sys::Oid) {
+    // SAFETY: in a transaction; locking an oid that is gone is harmless.
+    unsafe { pg_sys::LockRelationOid(oid, pg_sys::RowExclusiveLock as i32) };
 }
 
 /// Truncates tables as one command.

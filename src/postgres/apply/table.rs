@@ -59,12 +59,18 @@ impl OpenTable {
         // transaction does.
         unsafe {
             let relation = pg_sys::table_open(target.oid, pg_sys::RowExclusiveLock as i32);
+            // Planning a default may run a function that reads.
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let estate = version::executor_state(relation);
             let previous = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
             let result: *mut pg_sys::ResultRelInfo =
                 pg_sys::palloc0(core::mem::size_of::<pg_sys::ResultRelInfo>()).cast();
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
             pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
+            fire_as_replica((*result).ri_TrigDesc);
+            // Triggers that fire at the end of the statement find the table here instead of opening it again.
+            (*estate).es_opened_result_relations =
+                pg_sys::lappend((*estate).es_opened_result_relations, result.cast());
             let epq: *mut pg_sys::EPQState = pg_sys::palloc0(core::mem::size_of::<pg_sys::EPQState>()).cast();
             version::eval_plan_qual_init(epq, estate);
             let desc = (*relation).rd_att;
@@ -98,6 +104,7 @@ impl OpenTable {
                 })
                 .collect();
             pg_sys::MemoryContextSwitchTo(previous);
+            pg_sys::PopActiveSnapshot();
             // Those of a partitioned table fire for its partitions, which have copies of their own.
             let has_triggers = !target.partitioned && !(*relation).trigdesc.is_null();
             let constraints = (*desc).constr;
@@ -460,7 +467,7 @@ impl OpenTable {
                 }
                 (Key::Full, _) => {
                     self.fill(target, row, self.search_row, false)?;
-                    find::by_whole_row(self.relation, self.search_row, self.local_row)
+                    find::by_whole_row(self.relation, self.search_row, self.local_row, &target.columns)
                 }
                 _ => return Err(target.no_key()),
             };
@@ -577,6 +584,28 @@ pub(super) unsafe fn clear(slot: *mut pg_sys::TupleTableSlot) {
         for index in 0..(*(*slot).tts_tupleDescriptor).natts as usize {
             *(*slot).tts_values.add(index) = pg_sys::Datum::from(0);
             *(*slot).tts_isnull.add(index) = true;
+        }
+    }
+}
+
+/// Adapts a table's own copy of its triggers to changes that come from elsewhere: which columns an update set is not
+/// known, so that triggers of certain columns fire at every update; and deferrable unique constraints are checked also
+/// under `session_replication_role = replica`, or duplicates would stand in a unique index.
+///
+/// # Safety
+/// `triggers` is null or a copy that nobody else uses (InitResultRelInfo makes one).
+pub(super) unsafe fn fire_as_replica(triggers: *mut pg_sys::TriggerDesc) {
+    // SAFETY: the caller's promise; the array has as many members as the descriptor says.
+    unsafe {
+        if triggers.is_null() {
+            return;
+        }
+        for index in 0..(*triggers).numtriggers as usize {
+            let trigger = &mut *(*triggers).triggers.add(index);
+            trigger.tgnattr = 0;
+            if trigger.tgfoid.to_u32() == pg_sys::F_UNIQUE_KEY_RECHECK {
+                trigger.tgenabled = pg_sys::TRIGGER_FIRES_ALWAYS as core::ffi::c_char;
+            }
         }
     }
 }

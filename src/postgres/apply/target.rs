@@ -394,6 +394,11 @@ unsafe fn key_of(
             return otherwise;
         }
         let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
+        if (*(*index).rd_rel).relam != pg_sys::BTREE_AM_OID {
+            // Of another access method's strategies it is not known which one is equality.
+            pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
+            return otherwise;
+        }
         let form = &*(*index).rd_index;
         let count = form.indnkeyatts as usize;
         let attributes = form.indkey.values.as_slice(count);

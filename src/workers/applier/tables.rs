@@ -6,7 +6,7 @@ use std::rc::Rc;
 use pg_ha_replication::codec;
 
 use crate::postgres::apply::target::{RemoteTable, Target};
-use crate::postgres::apply::{ApplyError, Opened};
+use crate::postgres::apply::{self, ApplyError, Opened};
 use crate::postgres::invalidation::{self, Invalidated};
 use crate::shared_state::layout::TableCounters;
 use crate::shared_state::table;
@@ -70,13 +70,14 @@ impl Tables {
     fn open_now(&mut self, id: u32) -> Result<Opened, ApplyError> {
         loop {
             self.resolve(id)?;
-            let target = self.target(id)?;
-            let (oid, opened) = (target.oid, Opened::open(target));
+            let oid = self.target(id)?.oid;
+            apply::lock_table(oid);
             // Taking the lock may have told us of a change that the target does not know yet.
             self.forget_changed();
-            match self.known.get(&id).and_then(|known| known.target.as_ref()) {
-                Some(target) if target.oid == oid => return Ok(opened),
-                _ => opened.close(),
+            if let Some(target) = self.known.get(&id).and_then(|known| known.target.as_ref())
+                && target.oid == oid
+            {
+                return Ok(Opened::open(target));
             }
         }
     }

@@ -55,10 +55,12 @@ pub(super) struct Apply {
     place: &'static layout::Subscription,
     here: NodeId,
     provider: NodeId,
+    /// What commits are stamped with.
+    stamp: Origin,
     /// Up to here the origin's transactions are applied.
     progress: u64,
-    /// The nodes that the server's origin numbers stand for, as far as they were met; None for origins of others.
-    origins: HashMap<u16, Option<NodeId>>,
+    /// The nodes that the server's origin numbers stand for, as far as they were met.
+    origins: HashMap<u16, NodeId>,
     check: StreamCheck,
     /// How many messages of the current frame have passed the check.
     checked: usize,
@@ -76,6 +78,7 @@ impl Apply {
         subscription_id: i32,
         here: NodeId,
         provider: NodeId,
+        stamp: Origin,
         progress: u64,
         seen: SeenVersions,
     ) -> Apply {
@@ -83,6 +86,7 @@ impl Apply {
             place,
             here,
             provider,
+            stamp,
             progress,
             origins: HashMap::new(),
             check: StreamCheck::new(),
@@ -230,7 +234,7 @@ impl Apply {
             progress.received(commit.end_lsn.0);
             return;
         }
-        let local_end = apply::commit(open.origin_lsn, open.version.timestamp.0);
+        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
@@ -310,7 +314,7 @@ impl Apply {
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as
 /// older than everything; one written without an origin, or with one that is not ours, is the local group's.
-fn local(found: Found, origins: &mut HashMap<u16, Option<NodeId>>, here: NodeId) -> Local {
+fn local(found: Found, origins: &mut HashMap<u16, NodeId>, here: NodeId) -> Local {
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
@@ -327,8 +331,12 @@ fn local(found: Found, origins: &mut HashMap<u16, Option<NodeId>>, here: NodeId)
     }
 }
 
-fn node_of(origin: u16, origins: &mut HashMap<u16, Option<NodeId>>) -> Option<NodeId> {
-    *origins
-        .entry(origin)
-        .or_insert_with(|| Origin(origin).name().as_deref().and_then(origins::node_of_name))
+fn node_of(origin: u16, origins: &mut HashMap<u16, NodeId>) -> Option<NodeId> {
+    if let Some(node) = origins.get(&origin) {
+        return Some(*node);
+    }
+    // What is not ours now may be later: numbers of dropped origins are used again.
+    let node = Origin(origin).name().as_deref().and_then(origins::node_of_name)?;
+    origins.insert(origin, node);
+    Some(node)
 }
