@@ -549,12 +549,14 @@ impl OpenTable {
         // local row stay pinned with it.
         unsafe {
             let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
-            clear(slot);
             let (values, nulls) = ((*slot).tts_values, (*slot).tts_isnull);
             if over {
+                pg_sys::ExecClearTuple(slot);
                 pg_sys::slot_getallattrs(self.local_row);
                 core::ptr::copy_nonoverlapping((*self.local_row).tts_values, values, natts);
                 core::ptr::copy_nonoverlapping((*self.local_row).tts_isnull, nulls, natts);
+            } else {
+                clear(slot);
             }
             for (place, (column, value)) in target.columns.iter().zip(row.columns()).enumerate() {
                 if matches!(value, Value::Unchanged) {
