@@ -19,6 +19,12 @@ ALTER TABLE keyless_1 REPLICA IDENTITY FULL;
 SELECT ha.repset_add_table('default', 'keyless');
 SELECT ha.repset_add_table('default_insert_only', 'p2', include_partitions => false);
 SELECT relation, columns, row_filter, include_partitions FROM ha.replication_set_tables ORDER BY relation::text;
+ALTER TABLE keyless_1 REPLICA IDENTITY DEFAULT;
+CREATE TABLE keyless_2 (id int, k int);
+ALTER TABLE keyless ATTACH PARTITION keyless_2 FOR VALUES IN (2);
+CREATE TABLE keyless_3 PARTITION OF keyless FOR VALUES IN (3);
+DROP TABLE keyless_3;
+SELECT ha.repset_remove_table('default', 'keyless');
 -- by pattern: the root brings its partitions
 SELECT ha.repset_create('all') > 0 AS made;
 ALTER TABLE keyless_1 REPLICA IDENTITY NOTHING;

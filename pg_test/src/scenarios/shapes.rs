@@ -195,6 +195,47 @@ fn partitions(stage: &Stage) -> Result<()> {
     )?;
     same(&cluster, "after updates, moves and deletes", all)?;
 
+    // Partitions with replica identities of their own, in turn; triggers of the partitions that rows move between.
+    one.exec(
+        database,
+        "CREATE TABLE w (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+         CREATE TABLE w1 PARTITION OF w FOR VALUES IN (1); CREATE TABLE w2 PARTITION OF w FOR VALUES IN (2);
+         ALTER TABLE w1 REPLICA IDENTITY FULL; SELECT ha.repset_add_table('default', 'w');",
+    )?;
+    two.exec(
+        database,
+        "CREATE TABLE w (id int, k int, v text, g text GENERATED ALWAYS AS (v || id) STORED, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+         CREATE TABLE w_a PARTITION OF w FOR VALUES FROM (0) TO (10); CREATE TABLE w_b PARTITION OF w DEFAULT;
+         CREATE TABLE w_log (what text);
+         CREATE FUNCTION w_note() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO public.w_log VALUES (TG_TABLE_NAME || chr(32) || TG_OP); RETURN NULL; END';
+         CREATE TRIGGER w_note AFTER INSERT OR UPDATE OR DELETE ON w FOR EACH ROW EXECUTE FUNCTION w_note();
+         ALTER TABLE w_a ENABLE ALWAYS TRIGGER w_note; ALTER TABLE w_b ENABLE REPLICA TRIGGER w_note;",
+    )?;
+    one.exec(
+        database,
+        "BEGIN; INSERT INTO w VALUES (1, 1, 'a'), (2, 2, 'b'), (3, 1, 'c'); UPDATE w SET v = v || '!' WHERE id = 1;
+         UPDATE w SET v = v || '!' WHERE id = 2; UPDATE w SET v = v || '?' WHERE k = 1; COMMIT;
+         UPDATE w SET id = id + 100 WHERE id = 3; DELETE FROM w WHERE id = 2;",
+    )?;
+    same(
+        &cluster,
+        "identities differ among partitions",
+        &["SELECT id, k, v FROM w"],
+    )?;
+    expect(
+        &cluster,
+        "generated columns follow",
+        "SELECT tableoid::regclass, g FROM w ORDER BY id",
+        "w_a a!?1, w_b c?103",
+    )?;
+    expect(
+        &cluster,
+        "triggers of the partitions fire",
+        "SELECT what, count(*) FROM w_log GROUP BY 1 ORDER BY 1",
+        "w_a DELETE 2, w_a INSERT 3, w_a UPDATE 4, w_b INSERT 1",
+    )?;
+
     // A row that n2 has no partition for: the stream waits, says so, and goes on once there is one.
     one.exec(
         database,
@@ -427,6 +468,25 @@ fn filters(stage: &Stage) -> Result<()> {
         "no filter on inserts",
         "SELECT id, big FROM whole WHERE id > 6 ORDER BY 1",
         "7 NULL, 8 NULL",
+    )?;
+    // A large value that did not change is not in the WAL without it: better to stop than to invent a NULL.
+    one.exec(
+        database,
+        "ALTER TABLE f ALTER v SET STORAGE EXTERNAL; INSERT INTO f VALUES (40, 'large', repeat('l', 10000));
+         UPDATE f SET region = 'eu' WHERE id = 40",
+    )?;
+    cluster.wait_status(two, &name, "failed")?;
+    let told = two.text(database, "SELECT last_error FROM ha.status_subscriptions")?;
+    ensure!(
+        told.contains("public.f") && told.contains("\"v\"") && told.contains("REPLICA IDENTITY FULL"),
+        "the error should name table, column and way out: {told}"
+    );
+    two.exec(database, "INSERT INTO f VALUES (40, 'eu', repeat('l', 10000))")?;
+    expect(
+        &cluster,
+        "the row inserted by hand",
+        "SELECT id, region, length(v) FROM f WHERE id = 40",
+        "40 eu 10000",
     )?;
     refused(
         one,
