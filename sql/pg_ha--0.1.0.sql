@@ -198,7 +198,7 @@ CREATE FUNCTION ha.node_set(node_name name, option text, value text) RETURNS voi
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'node_set_wrapper';
 COMMENT ON FUNCTION ha.node_set(name, text, text) IS
-    'changes an option of a node: dsn or region (priority, nofailover, noloadbalance, nosync: not yet supported)';
+    'changes an option of a node: dsn (subscriptions that had its old one follow) or region (priority, nofailover, noloadbalance, nosync: not yet supported)';
 
 CREATE FUNCTION ha.node_info(OUT node_id integer, OUT node_name name, OUT group_name name,
                              OUT system_identifier text, OUT dbname name, OUT extension_version text,
@@ -243,7 +243,7 @@ CREATE FUNCTION ha.repset_add_table(set_name name, relation regclass, synchroniz
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'repset_add_table_wrapper';
 COMMENT ON FUNCTION ha.repset_add_table(name, regclass, boolean, text[], text, boolean) IS
-    'adds a table to a replication set; a set that sends updates or deletes needs a primary key or replica identity';
+    'adds a table to a replication set, with its partitions unless include_partitions is false; columns: only these are sent; row_filter: only rows for which it is true. A set that sends updates or deletes needs a primary key or replica identity, within columns, and row_filter may use its columns only';
 
 -- No SET search_path here: the pattern means what it means in psql, that is, what the caller's path makes visible.
 -- The function remembers that path and then fixes its own.
@@ -265,6 +265,52 @@ CREATE FUNCTION ha.repset_remove_table(set_name name, relation regclass) RETURNS
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'repset_remove_table_wrapper';
 COMMENT ON FUNCTION ha.repset_remove_table(name, regclass) IS 'takes a table out of a replication set';
+
+CREATE FUNCTION ha.repset_check_table(set_id integer, relation regclass) RETURNS void
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_check_table_wrapper';
+COMMENT ON FUNCTION ha.repset_check_table(integer, regclass) IS
+    'internal: raises where a set could not send one of its tables as the table is defined now';
+
+-- In plpgsql, and silent where the library is not loaded, as for dropped tables. A partition cannot be given a replica
+-- identity as it is created, so that gets a warning.
+CREATE FUNCTION ha.check_altered_tables() RETURNS event_trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+DECLARE
+    member record;
+    found_detail text;
+BEGIN
+    IF current_setting('ha.node_name', true) IS NULL THEN
+        RETURN;
+    END IF;
+    FOR member IN
+        SELECT DISTINCT t.set_id, t.relation
+          FROM pg_event_trigger_ddl_commands() c
+          JOIN ha.replication_set_tables t
+            ON t.relation = c.objid OR t.relation IN (SELECT relid FROM pg_partition_ancestors(c.objid))
+         WHERE c.classid = 'pg_class'::regclass
+         ORDER BY 2, 1
+    LOOP
+        BEGIN
+            PERFORM ha.repset_check_table(member.set_id, member.relation);
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN
+            GET STACKED DIAGNOSTICS found_detail = PG_EXCEPTION_DETAIL;
+            IF tg_tag <> 'CREATE TABLE' THEN
+                RAISE;
+            END IF;
+            RAISE WARNING USING MESSAGE = SQLERRM, DETAIL = found_detail, ERRCODE = SQLSTATE,
+                HINT = 'Its updates and deletes are not sent until it has a replica identity.';
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ha.check_altered_tables() IS
+    'event trigger: refuses to alter a table so that a replication set could not send it any more';
+CREATE EVENT TRIGGER ha_check_altered_tables ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE')
+    EXECUTE FUNCTION ha.check_altered_tables();
+COMMENT ON EVENT TRIGGER ha_check_altered_tables IS
+    'refuses to alter a table so that a replication set could not send it any more';
 
 -- Subscriptions: functions ------------------------------------------------------------------------------------
 

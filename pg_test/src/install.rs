@@ -155,6 +155,8 @@ impl Install {
         for name in [
             "RUST_BACKTRACE",
             "RUST_LIB_BACKTRACE",
+            // The caller's home is not the servers': libpq in them would look for certificates in it, and fail.
+            "HOME",
             "PGDATA",
             "PGHOST",
             "PGPORT",

@@ -5,7 +5,7 @@
 
 use pgrx::pg_sys::Oid;
 
-use super::{Error, execute, read, read_one};
+use super::{Error, Row, execute, read, read_one};
 use crate::postgres::server;
 
 /// Whether the table is in the set.
@@ -49,20 +49,29 @@ impl Member {
     }
 }
 
+const MEMBERS: &str = "SELECT t.relation::oid, t.columns, t.row_filter, t.include_partitions \
+     FROM ha.replication_set_tables t JOIN pg_catalog.pg_class c ON c.oid = t.relation WHERE t.set_id = $1";
+
+fn from_row(row: &Row<'_>) -> Result<Member, Error> {
+    Ok(Member {
+        relation: row.get(1)?,
+        columns: row.maybe(2)?,
+        row_filter: row.maybe(3)?,
+        include_partitions: row.get(4)?,
+    })
+}
+
 /// The tables of a set with what is sent of them, as far as they exist.
 pub(crate) fn members(set_id: i32) -> Result<Vec<Member>, Error> {
-    read(
-        "SELECT t.relation::oid, t.columns, t.row_filter, t.include_partitions FROM ha.replication_set_tables t \
-           JOIN pg_catalog.pg_class c ON c.oid = t.relation WHERE t.set_id = $1 ORDER BY 1",
-        &[set_id.into()],
-        |row| {
-            Ok(Member {
-                relation: row.get(1)?,
-                columns: row.maybe(2)?,
-                row_filter: row.maybe(3)?,
-                include_partitions: row.get(4)?,
-            })
-        },
+    read(&format!("{MEMBERS} ORDER BY 1"), &[set_id.into()], from_row)
+}
+
+/// One of them.
+pub(crate) fn member(set_id: i32, relation: Oid) -> Result<Option<Member>, Error> {
+    read_one(
+        &format!("{MEMBERS} AND t.relation = $2::oid::regclass"),
+        &[set_id.into(), relation.into()],
+        from_row,
     )
 }
 

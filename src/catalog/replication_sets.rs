@@ -51,6 +51,15 @@ pub(crate) fn by_name(name: &str) -> Result<Option<ReplicationSet>, Error> {
     )
 }
 
+/// The set with this number.
+pub(crate) fn by_id(id: i32) -> Result<Option<ReplicationSet>, Error> {
+    read_one(
+        &format!("SELECT {COLUMNS} FROM ha.replication_sets WHERE set_id = $1"),
+        &[id.into()],
+        from_row,
+    )
+}
+
 /// The names of all sets.
 pub(crate) fn names() -> Result<Vec<String>, Error> {
     read(

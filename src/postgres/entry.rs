@@ -222,6 +222,11 @@ fn repset_remove_table(set_name: Option<Name>, relation: Option<Oid>) -> bool {
     answer(set_tables::repset_remove_table(text(set_name), relation))
 }
 
+#[pg_extern(sql = false)]
+fn repset_check_table(set_id: Option<i32>, relation: Option<Oid>) {
+    answer(set_tables::repset_check_table(set_id, relation))
+}
+
 // Subscriptions
 
 #[pg_extern(sql = false)]

@@ -224,7 +224,6 @@ struct Parsed {
 /// What the parser's hook knows.
 struct Names {
     desc: pg_sys::TupleDesc,
-    relation: *const core::ffi::c_char,
     columns: Vec<usize>,
 }
 
@@ -243,7 +242,6 @@ unsafe fn parse(relation: pg_sys::Relation, text: &CStr) -> Parsed {
         };
         let mut names = Names {
             desc: (*relation).rd_att,
-            relation: (*(*relation).rd_rel).relname.data.as_ptr(),
             columns: Vec::new(),
         };
         let state = pg_sys::make_parsestate(core::ptr::null_mut());
@@ -332,13 +330,11 @@ unsafe extern "C-unwind" fn column(
             ((*field).type_ == pg_sys::NodeTag::T_String)
                 .then(|| (*field.cast::<pg_sys::String>()).sval.cast_const())
         };
-        let of_table = count == 1
-            || (count == 2
-                && text(0).is_some_and(|table| CStr::from_ptr(table) == CStr::from_ptr(names.relation)));
-        let (true, Some(name)) = (of_table, text(count - 1)) else {
+        // A partition has another name than the table above it: columns are named alone.
+        let (true, Some(name)) = (count == 1, text(0)) else {
             wrong(
-                Code::ERRCODE_UNDEFINED_COLUMN,
-                "it may refer to columns of its own table only, one by one",
+                Code::ERRCODE_INVALID_COLUMN_REFERENCE,
+                "columns must be named alone, without a table and one by one",
             );
         };
         let name = CStr::from_ptr(name);

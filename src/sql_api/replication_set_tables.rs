@@ -479,3 +479,48 @@ pub(crate) fn repset_remove_table(set_name: Option<String>, relation: Option<Oid
     .detail("Nothing was changed.")
     .hint("SELECT * FROM ha.replication_set_tables shows which tables are in which sets."))
 }
+
+/// Refuses a change of a table's definition after which a set could not send it as it is told to. Decoding reads old
+/// definitions as they were: what is broken once stays broken for the changes made meanwhile.
+pub(crate) fn repset_check_table(set_id: Option<i32>, relation: Option<Oid>) -> Answer<()> {
+    let (Some(set), Some(oid)) = (
+        replication_sets::by_id(arguments::required("set_id", set_id)?)?,
+        relation,
+    ) else {
+        return Ok(());
+    };
+    let Some(relation) = relations::by_oid(oid)? else {
+        return Ok(());
+    };
+    let Some(member) = members::member(set.id, oid)? else {
+        return Ok(());
+    };
+    let listed = member
+        .columns
+        .clone()
+        .map(|columns| columns.into_iter().map(Some).collect());
+    let checked = match listed {
+        Some(columns) => require_columns(&relation, columns).map(drop),
+        None => Ok(()),
+    };
+    let Err(refusal) = checked.and_then(|()| require_shape(&relation, &member, &set.name, set.actions))
+    else {
+        return Ok(());
+    };
+    Err(Report::new(
+        Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "replication set \"{}\" could not send table {} any more",
+            set.name,
+            relation.quoted()
+        ),
+    )
+    .detail(match refusal.detail_text() {
+        Some(detail) => format!("{} {detail}", sentence(refusal.message())),
+        None => sentence(refusal.message()),
+    })
+    .hint(
+        "Give it first what is missing, or take the table out of the set with ha.repset_remove_table, and add it again \
+         afterwards.",
+    ))
+}

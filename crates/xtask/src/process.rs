@@ -38,6 +38,8 @@ impl ServerUser {
         command
             .current_dir("/")
             .env_remove("RUST_BACKTRACE")
+            // libpq in a server would look for certificates in the caller's home, which it may not enter.
+            .env_remove("HOME")
             .stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name

@@ -325,14 +325,6 @@ fn not_yet(stage: &Stage) -> Result<()> {
     let dsn = literal(&two.dsn(database));
     for (statement, word) in [
         (
-            "SELECT ha.repset_add_table('default', 'fine', columns => '{id}')".to_owned(),
-            "columns",
-        ),
-        (
-            "SELECT ha.repset_add_table('default', 'fine', row_filter => 'id > 1')".to_owned(),
-            "row_filter",
-        ),
-        (
             format!("SELECT ha.sub_create('s', {dsn}, synchronize_structure => true)"),
             "synchronize_structure",
         ),

@@ -16,6 +16,7 @@ mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
 mod self_check;
+mod shapes;
 mod slow_and_full;
 mod support;
 mod walkthrough;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
+        shapes::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

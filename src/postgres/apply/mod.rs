@@ -41,6 +41,12 @@ pub(crate) enum ApplyError {
         "table {0} has neither a primary key nor a replica identity index on this node, so rows cannot be found"
     )]
     NoKey(String),
+    #[error(
+        "a row that entered the filter of table {table} came without its value of column \"{column}\", which is stored \
+         out of line and did not change; give the table REPLICA IDENTITY FULL on the provider, and insert this row here \
+         by hand"
+    )]
+    Incomplete { table: String, column: String },
     #[error("the provider sent a change of table number {0} without describing that table first")]
     UnknownTable(u32),
 }

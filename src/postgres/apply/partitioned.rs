@@ -4,6 +4,7 @@
 //! which one a new row goes to. Where the table has a unique index rows can be found by, that holds the partition key,
 //! so that a row's key leads to its partition too; otherwise the partitions are searched one after the other.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 
@@ -48,12 +49,13 @@ pub(crate) struct PartitionedTable {
     state: *mut pg_sys::ModifyTableState,
     routing: *mut pg_sys::PartitionTupleRouting,
     leaves: Vec<Leaf>,
+    /// Where among them a partition is.
+    opened: HashMap<pg_sys::Oid, usize>,
     /// All partitions that hold rows, once they had to be searched.
     all: Option<Vec<pg_sys::Oid>>,
 }
 
 struct Leaf {
-    oid: pg_sys::Oid,
     target: Rc<Target>,
     table: OpenTable,
     /// For each column of the table above its place in the partition.
@@ -64,6 +66,8 @@ struct Leaf {
 pub(super) struct Routed<'r> {
     pub(super) slot: *mut pg_sys::TupleTableSlot,
     pub(super) places: &'r [Option<usize>],
+    /// A column that it lacks, by its place among the columns that come.
+    pub(super) lacks: Option<usize>,
 }
 
 impl Routed<'_> {
@@ -127,6 +131,7 @@ impl PartitionedTable {
                 state,
                 routing,
                 leaves: Vec::new(),
+                opened: HashMap::new(),
                 all: None,
             }
         }
@@ -175,13 +180,16 @@ impl PartitionedTable {
     ) -> Result<Decision, ApplyError> {
         // SAFETY: slots and partitions belong to the open table.
         unsafe {
+            self.root.lacks = None;
             self.root.fill_from_remote(target, new, false)?;
+            let lacks = self.root.lacks;
             let place = self.route(target)?;
             let slot = self.root.new_row;
             let leaf = &mut self.leaves[place];
             let routed = Routed {
                 slot,
                 places: &leaf.places,
+                lacks,
             };
             let entered = leaf.table.enter();
             let outcome = leaf.table.insert(&leaf.target, new, Some(&routed), judge);
@@ -209,6 +217,7 @@ impl PartitionedTable {
                     let routed = Routed {
                         slot,
                         places: &leaf.places,
+                        lacks: None,
                     };
                     let entered = leaf.table.enter();
                     let outcome = leaf.table.update(&leaf.target, old, new, Some(&routed), judge);
@@ -240,6 +249,7 @@ impl PartitionedTable {
             leaf.table.insert_routed(&Routed {
                 slot,
                 places: &leaf.places,
+                lacks: None,
             });
             leaf.table.leave(entered);
             Ok(decision)
@@ -298,7 +308,8 @@ impl PartitionedTable {
                 }
                 searchable = true;
                 let entered = leaf.table.enter();
-                let found = leaf.table.find(&leaf.target, kind, row, false);
+                // Locked, so that nobody moves it to another partition before it is looked at again.
+                let found = leaf.table.find(&leaf.target, kind, row, true);
                 leaf.table.leave(entered);
                 if !matches!(found?, Found::Missing) {
                     return Ok(Some(place));
@@ -355,8 +366,8 @@ impl PartitionedTable {
 
     /// A partition, opened.
     fn leaf(&mut self, target: &Target, oid: pg_sys::Oid) -> Result<usize, ApplyError> {
-        if let Some(place) = self.leaves.iter().position(|leaf| leaf.oid == oid) {
-            return Ok(place);
+        if let Some(place) = self.opened.get(&oid) {
+            return Ok(*place);
         }
         let leaf_target = target.partition(oid)?;
         // SAFETY: what is opened lives in the memory of the table above, which is closed after its partitions.
@@ -383,8 +394,8 @@ impl PartitionedTable {
                 })
                 .collect()
         };
+        self.opened.insert(oid, self.leaves.len());
         self.leaves.push(Leaf {
-            oid,
             target: leaf_target,
             table,
             places,

@@ -25,6 +25,8 @@ pub(crate) struct OpenTable {
     search_row: *mut pg_sys::TupleTableSlot,
     index: Option<OpenIndex>,
     defaults: Vec<(usize, *mut pg_sys::ExprState)>,
+    /// A column whose value neither came nor stood here, by its place among those that come; for who wants to know.
+    pub(super) lacks: Option<usize>,
     has_triggers: bool,
     /// Updates may go straight to the table: nothing of the table's definition wants to see them first.
     direct_updates: bool,
@@ -117,6 +119,7 @@ impl OpenTable {
                 search_row,
                 index,
                 defaults,
+                lacks: None,
                 has_triggers,
                 direct_updates: !has_triggers && !generates && index_is_some,
                 indexes_open: false,
@@ -228,10 +231,23 @@ impl OpenTable {
             let decision = judge(found);
             match decision.action {
                 Action::Skip => {}
-                Action::Insert => match routed {
-                    Some(routed) => self.insert_routed(routed),
-                    None => self.insert_row(target, new)?,
-                },
+                Action::Insert => {
+                    let lacks = match routed {
+                        Some(routed) => routed.lacks,
+                        None => {
+                            self.lacks = None;
+                            self.fill_from_remote(target, new, false)?;
+                            self.lacks
+                        }
+                    };
+                    if let Some(column) = lacks {
+                        return Err(target.incomplete(column));
+                    }
+                    match routed {
+                        Some(routed) => self.insert_routed(routed),
+                        None => self.insert_new_row(),
+                    }
+                }
                 Action::Update => {
                     self.fill_from_remote(target, new, true)?;
                     self.update_locked_row();
@@ -319,10 +335,19 @@ impl OpenTable {
         // SAFETY: the slots belong to the open table.
         unsafe {
             self.fill_from_remote(target, new, false)?;
+            self.insert_new_row();
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// Within [`Self::apply`]; `new_row` holds a row.
+    unsafe fn insert_new_row(&mut self) {
+        // SAFETY: the slots belong to the open table.
+        unsafe {
             self.open_indexes();
             pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
         }
-        Ok(())
     }
 
     /// Inserts a row that was composed for the table above.
@@ -333,8 +358,7 @@ impl OpenTable {
         // SAFETY: the slots belong to the open tables.
         unsafe {
             routed.give(self.new_row);
-            self.open_indexes();
-            pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
+            self.insert_new_row();
         }
     }
 
@@ -525,15 +549,20 @@ impl OpenTable {
         // local row stay pinned with it.
         unsafe {
             let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
-            clear(slot);
             let (values, nulls) = ((*slot).tts_values, (*slot).tts_isnull);
             if over {
+                pg_sys::ExecClearTuple(slot);
                 pg_sys::slot_getallattrs(self.local_row);
                 core::ptr::copy_nonoverlapping((*self.local_row).tts_values, values, natts);
                 core::ptr::copy_nonoverlapping((*self.local_row).tts_isnull, nulls, natts);
+            } else {
+                clear(slot);
             }
-            for (column, value) in target.columns.iter().zip(row.columns()) {
+            for (place, (column, value)) in target.columns.iter().zip(row.columns()).enumerate() {
                 if matches!(value, Value::Unchanged) {
+                    if !over {
+                        self.lacks = Some(place);
+                    }
                     continue;
                 }
                 let datum = datum_of(target, column, &value)?;

@@ -262,6 +262,14 @@ impl Target {
         }
     }
 
+    pub(super) fn incomplete(&self, place: usize) -> ApplyError {
+        let column = self.columns.get(place);
+        ApplyError::Incomplete {
+            table: self.name.clone(),
+            column: column.map_or_else(String::new, |column| column.name.clone()),
+        }
+    }
+
     pub(crate) fn no_key(&self) -> ApplyError {
         ApplyError::NoKey(self.name.clone())
     }
