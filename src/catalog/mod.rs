@@ -82,6 +82,14 @@ fn execute(sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize, Error> {
     Spi::connect_mut(|client| Ok(client.update(sql, None, arguments)?.len()))
 }
 
+/// Runs statements, one after the other, in the current transaction.
+pub(crate) fn run_script(script: &str) -> Result<(), Error> {
+    Spi::connect_mut(|client| {
+        client.update(script, None, &[])?;
+        Ok(())
+    })
+}
+
 /// A random UUID.
 pub(crate) fn new_uid() -> Result<String, Error> {
     read_one("SELECT pg_catalog.gen_random_uuid()::text", &[], |row| row.get(1))?

@@ -100,6 +100,17 @@ pub(crate) fn replication_timeout() -> Duration {
     }
 }
 
+/// Where a program of this PostgreSQL installation is: beside the server's own.
+pub(crate) fn program(name: &str) -> PathBuf {
+    unsafe extern "C" {
+        /// miscadmin.h: a zero-terminated path.
+        static my_exec_path: [c_char; pg_sys::MAXPGPATH as usize];
+    }
+    // SAFETY: set by the postmaster and inherited; never changed.
+    let server = unsafe { owned(my_exec_path.as_ptr()) }.unwrap_or_default();
+    PathBuf::from(server).with_file_name(name)
+}
+
 /// This process.
 pub(crate) fn process_id() -> i32 {
     // SAFETY: a plain global of this process.

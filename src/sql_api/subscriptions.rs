@@ -56,9 +56,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         .detail("A subscription without replication sets receives nothing.")
         .hint("Name at least one of the provider's sets, or leave the argument out."));
     }
-    if arguments::required("synchronize_structure", new.synchronize_structure)? {
-        return Err(arguments::not_supported("synchronize_structure", "true"));
-    }
+    let synchronize_structure = arguments::required("synchronize_structure", new.synchronize_structure)?;
     let synchronize_data = arguments::required("synchronize_data", new.synchronize_data)?;
     let forwarded = arguments::names("forward_origins", new.forward_origins)?;
     if !forwarded.is_empty() {
@@ -99,7 +97,16 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         Vec::new()
     };
     drop(peer);
+    // As late as the definitions can be: no change of them is replicated. Before anything is written here.
+    let structure = if synchronize_structure {
+        Some(synchronization::structure(&dsn)?)
+    } else {
+        None
+    };
 
+    if let Some(script) = structure {
+        synchronization::create_structure(&script)?;
+    }
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
     let id = subscriptions::insert(&Subscription {

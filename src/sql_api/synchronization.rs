@@ -12,7 +12,8 @@ use crate::catalog::subscriptions::Subscription;
 use crate::catalog::{relations, subscriptions};
 use crate::durable::events::{self, Severity};
 use crate::network::peer::{Peer, Purpose};
-use crate::postgres::error::{Answer, Report};
+use crate::network::structure;
+use crate::postgres::error::{Answer, Report, explaining};
 use crate::postgres::libpq::Patience;
 use crate::postgres::{latch, worker, xact};
 use crate::shared_state::{self, Status, copies, subscription};
@@ -66,6 +67,40 @@ pub(super) fn ask_for_all(subscription_id: i32, found: &[NewTable]) -> Answer<()
     for table in found {
         tables::ask(subscription_id, table, ExistingRows::Refuse)?;
     }
+    Ok(())
+}
+
+/// The definitions of the provider's database.
+pub(super) fn structure(dsn: &str) -> Answer<String> {
+    structure::dump(dsn).map_err(|error| {
+        Report::new(
+            Code::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+            "the structure of the provider's database could not be read",
+        )
+        .detail(format!("{error}."))
+        .hint(
+            "pg_dump is run beside the server's own program, as the DSN's role, which needs SELECT on all tables; it \
+             must not be older than the provider's server.",
+        )
+    })
+}
+
+/// Makes here what the provider's database consists of; all or nothing, since it is part of the transaction.
+pub(super) fn create_structure(script: &str) -> Answer<()> {
+    explaining(
+        |code, words| {
+            Report::new(
+                code,
+                "the structure of the provider's database could not be created here",
+            )
+            .detail(words)
+            .hint(
+                "Nothing was created. Objects that exist already stand in the way, and so do tablespaces and extensions \
+                 that do not: prepare the database, or create the structure by hand.",
+            )
+        },
+        || crate::catalog::run_script(script),
+    )??;
     Ok(())
 }
 

@@ -32,7 +32,7 @@ SELECT ha.sub_create('s', 'host=localhost', replication_sets => '{}');
 SELECT ha.sub_create('s', 'host=localhost', replication_sets => '{a,a}');
 SELECT ha.sub_create('s', 'host=localhost', replication_sets => NULL);
 SELECT ha.sub_create('s', 'host=localhost', synchronize_data => NULL);
-SELECT ha.sub_create('s', 'host=localhost', synchronize_structure => true);
+SELECT ha.sub_create('s', 'host=localhost', synchronize_structure => NULL);
 SELECT ha.sub_create('s', 'host=localhost', forward_origins => '{all}');
 SELECT ha.sub_create('s', 'host=localhost', apply_delay => '1 min');
 SELECT ha.sub_drop('s');

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::support::{CONFLICTS, ROWS_APPLIED, counter, refused, wait_no_lag};
+use super::support::{
+    CONFLICTS, ROWS_APPLIED, SECRET, counter, inventory, left_nothing, no_secret_in_logs, refused,
+    wait_no_lag,
+};
 use crate::cluster::{Cluster, Plan};
 use crate::compare;
 use crate::node::{Node, Stop};
@@ -41,6 +44,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "copies_shapes",
         "a copy brings rows or columns that the stream would not, or leaves out what it would bring",
         shapes,
+    ),
+    scenario(
+        "copies_structure",
+        "a copied structure is half there, takes hidden parts along, or tells the password of the connection string",
+        structure,
     ),
     scenario(
         "copies_under_load",
@@ -514,4 +522,77 @@ fn added(stage: &Stage) -> Result<()> {
     first.exec(&cluster.database, "INSERT INTO log VALUES (2, 'after')")?;
     cluster.sync(1, 2)?;
     compare::identical(&cluster, &["one", "two", "log"])
+}
+
+/// Structure and data into an empty database, with a role that may no more than it must.
+fn structure(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    first.exec(
+        &cluster.database,
+        &format!(
+            "CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('good', 'bad');
+             CREATE TABLE app.people (id serial PRIMARY KEY, mood app.mood, name text DEFAULT 'nobody', CHECK (id > 0));
+             CREATE TABLE app.pets (id int PRIMARY KEY, owner int REFERENCES app.people);
+             CREATE TABLE app.visits (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE app.visits_1 PARTITION OF app.visits FOR VALUES FROM (0) TO (1000);
+             CREATE FUNCTION app.touch() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+UPDATE app.people
+SET name = 'touched';
+END $$;
+             CREATE VIEW app.good AS SELECT * FROM app.people WHERE mood = 'good';
+             INSERT INTO app.people (mood) SELECT 'good' FROM generate_series(1, 500);
+             INSERT INTO app.pets SELECT g, g FROM generate_series(1, 500) g;
+             INSERT INTO app.visits SELECT g FROM generate_series(1, 500) g;
+             SELECT ha.repset_add_all_tables('default', '{{app}}');
+             CREATE ROLE links LOGIN REPLICATION PASSWORD '{SECRET}'; GRANT ha_replication TO links"
+        ),
+    )?;
+    let dsn = format!(
+        "{} user=links password={SECRET}",
+        first.dsn(&cluster.database).replace("user=postgres", "")
+    );
+    let create = format!(
+        "SELECT ha.sub_create({}, {}, synchronize_structure => true, synchronize_data => true)",
+        literal(NAME),
+        literal(&dsn)
+    );
+    let before = inventory(first, &cluster.database)?;
+    refused(
+        second,
+        &cluster.database,
+        &create,
+        &["38000"],
+        &["permission denied", "pg_dump"],
+    )?;
+    first.exec(
+        &cluster.database,
+        "GRANT USAGE ON SCHEMA app TO links; GRANT SELECT ON ALL TABLES IN SCHEMA app, public TO links;
+         GRANT SELECT ON ALL SEQUENCES IN SCHEMA app TO links",
+    )?;
+    second.exec(&cluster.database, "CREATE SCHEMA app")?;
+    refused(
+        second,
+        &cluster.database,
+        &create,
+        &["42P06"],
+        &["app", "already exists"],
+    )?;
+    left_nothing(first, &cluster.database, &before)?;
+    second.exec(&cluster.database, "DROP SCHEMA app")?;
+    second.exec(&cluster.database, &create)?;
+    wait_for_sync(&cluster)?;
+    first.exec(
+        &cluster.database,
+        "INSERT INTO app.people (mood) VALUES ('bad'); SELECT app.touch(); DELETE FROM app.pets WHERE id = 1",
+    )?;
+    cluster.sync(1, 2)?;
+    compare::identical(&cluster, &["app.people", "app.pets", "app.visits", "app.good"])?;
+    let body = "SELECT prosrc FROM pg_proc WHERE proname = 'touch'";
+    ensure!(
+        first.text(&cluster.database, body)? == second.text(&cluster.database, body)?,
+        "the function's body was changed on the way"
+    );
+    no_secret_in_logs(&cluster)
 }
