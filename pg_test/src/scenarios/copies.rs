@@ -77,21 +77,17 @@ fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
     )
 }
 
+/// Also across restarts of either server.
 fn wait_for_sync(cluster: &Cluster) -> Result<()> {
-    let waiting = format!(
-        "SELECT ha.sub_wait_for_sync({}, '{} s')",
-        literal(NAME),
-        PATIENCE.as_secs()
-    );
-    let node = cluster.node(2)?;
-    let answer = node.text(&cluster.database, &waiting)?;
+    let waiting = format!("SELECT ha.sub_wait_for_sync({}, '1 s')", literal(NAME));
     let tables = "SELECT relname, status, copy_rows, attempts, last_error FROM ha.copied_tables";
-    ensure!(
-        answer == "t",
-        "the copies did not end: {}",
-        sql::show(&node.rows(&cluster.database, tables)?)
-    );
-    Ok(())
+    let mut polling = cluster.node(2)?.polling(&cluster.database);
+    wait::until("everything is copied", PATIENCE * 2, || {
+        if sql::show(&polling.rows(&waiting)?) == "t" {
+            return Ok(Probe::Ready(()));
+        }
+        Ok(Probe::NotYet(sql::show(&polling.rows(tables)?)))
+    })
 }
 
 fn resync(cluster: &Cluster, table: &str) -> Result<()> {
