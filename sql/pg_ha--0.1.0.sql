@@ -173,7 +173,7 @@ CREATE FUNCTION ha.node_set(node_name name, option text, value text) RETURNS voi
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'node_set_wrapper';
 COMMENT ON FUNCTION ha.node_set(name, text, text) IS
-    'changes an option of a node: dsn or region (priority, nofailover, noloadbalance, nosync: not yet supported)';
+    'changes an option of a node: dsn (subscriptions that had its old one follow) or region (priority, nofailover, noloadbalance, nosync: not yet supported)';
 
 CREATE FUNCTION ha.node_info(OUT node_id integer, OUT node_name name, OUT group_name name,
                              OUT system_identifier text, OUT dbname name, OUT extension_version text,

@@ -72,6 +72,14 @@ pub(crate) fn delete(id: i32) -> Result<(), Error> {
     Ok(())
 }
 
+/// Gives subscriptions to a node its new connection string, where they had its old one.
+pub(crate) fn follow_node(node_id: i32, old_dsn: &str, new_dsn: &str) -> Result<usize, Error> {
+    execute(
+        "UPDATE ha.subscription_catalog SET provider_dsn = $3 WHERE provider_node_id = $1 AND provider_dsn = $2",
+        &[node_id.into(), old_dsn.into(), new_dsn.into()],
+    )
+}
+
 /// Enables or disables a subscription.
 pub(crate) fn set_enabled(id: i32, enabled: bool) -> Result<(), Error> {
     execute(

@@ -290,6 +290,7 @@ impl Session {
             commit_lsn: Lsn(transaction.commit_lsn),
             end_lsn: Lsn(transaction.end_lsn),
             commit_ts: PgTimestamp(transaction.commit_ts),
+            wal_end: Lsn(crate::postgres::flushed_wal()),
         })?;
         Ok(true)
     }

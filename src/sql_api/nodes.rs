@@ -413,6 +413,7 @@ pub(crate) fn node_set(
         .detail("No node of that name is known in this database.")
         .hint("SELECT node_name FROM ha.nodes shows the nodes that are known.")
     })?;
+    let mut moved_from = None;
     match option.as_str() {
         "dsn" => {
             let dsn = arguments::required("value", value)?;
@@ -421,7 +422,7 @@ pub(crate) fn node_set(
             } else {
                 require_leads_to(&dsn, &node)?;
             }
-            node.dsn = dsn;
+            moved_from = Some(std::mem::replace(&mut node.dsn, dsn));
         }
         "region" => node.region = value,
         "priority" | "nofailover" | "noloadbalance" | "nosync" => {
@@ -443,6 +444,9 @@ pub(crate) fn node_set(
     }
     nodes::lock()?;
     nodes::update_settings(&node)?;
+    if let Some(old) = moved_from {
+        subscriptions::follow_node(node.node_id, &old, &node.dsn)?;
+    }
     xact::after_commit(move || {
         events::record(
             "node_changed",

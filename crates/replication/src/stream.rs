@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use pg_ha_model::Lsn;
+use pg_ha_model::{Lsn, PgTimestamp};
 use thiserror::Error;
 
 use crate::codec::{Begin, Commit, Hello, Message, OldKind, PROTOCOL_MAX, PROTOCOL_MIN, Relation, Tuple};
@@ -96,7 +96,8 @@ pub enum StreamError {
 #[derive(Debug, Clone, Default)]
 pub struct StreamCheck {
     greeted: bool,
-    transaction: Option<Commit>,
+    /// What the commit has to repeat.
+    transaction: Option<(Lsn, Lsn, PgTimestamp)>,
     last_commit: Lsn,
     relations: HashMap<u32, Shape>,
     /// The relation of the latest row: most rows are of the same relation as the one before.
@@ -203,21 +204,19 @@ impl StreamCheck {
             return Err(StreamError::EndBeforeCommit { commit_lsn, end_lsn });
         }
         self.last_commit = commit_lsn;
-        self.transaction = Some(Commit {
-            commit_lsn,
-            end_lsn,
-            commit_ts,
-        });
+        self.transaction = Some((commit_lsn, end_lsn, commit_ts));
         Ok(())
     }
 
     fn commit(&mut self, commit: &Commit) -> Result<(), StreamError> {
         match self.transaction.take() {
             None => Err(StreamError::OutsideTransaction { found: "Commit" }),
-            Some(begun) if begun != *commit => Err(StreamError::CommitDiffers {
-                found: commit.commit_lsn,
-                begun: begun.commit_lsn,
-            }),
+            Some(begun) if begun != (commit.commit_lsn, commit.end_lsn, commit.commit_ts) => {
+                Err(StreamError::CommitDiffers {
+                    found: commit.commit_lsn,
+                    begun: begun.0,
+                })
+            }
             Some(_) => Ok(()),
         }
     }

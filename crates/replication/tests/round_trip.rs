@@ -151,7 +151,7 @@ proptest! {
                 name, type_oid: number, type_namespace: &texts[0], type_name: &texts[1], typmod: *typmod, flags: *flags,
             })
             .collect();
-        let commit = Commit { commit_lsn: Lsn(lsn), end_lsn: Lsn(end), commit_ts: PgTimestamp(time) };
+        let commit = Commit { commit_lsn: Lsn(lsn), end_lsn: Lsn(end), commit_ts: PgTimestamp(time), wal_end: Lsn(end) };
         let messages = [
             Message::Hello(Hello {
                 protocol: small, server_version_num: number, extension_version: &texts[0], node_id: node,
@@ -248,6 +248,7 @@ fn a_message_inside_another_discards_both() {
         commit_lsn: Lsn(1),
         end_lsn: Lsn(2),
         commit_ts: PgTimestamp(3),
+        wal_end: Lsn(4),
     };
     encoder.start_insert(1, 1);
     assert_eq!(encoder.commit(&commit), Err(EncodeError::Unfinished));

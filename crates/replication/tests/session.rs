@@ -30,6 +30,7 @@ fn commit_at(lsn: u64) -> Commit {
         commit_lsn: Lsn(lsn),
         end_lsn: Lsn(lsn + 8),
         commit_ts: PgTimestamp(5),
+        wal_end: Lsn(lsn + 8),
     }
 }
 
@@ -38,6 +39,7 @@ fn begin_at(encoder: &mut Encoder, lsn: u64) -> Result<(), EncodeError> {
         commit_lsn,
         end_lsn,
         commit_ts,
+        ..
     } = commit_at(lsn);
     let seen = List::EMPTY;
     encoder.begin(&Begin {

@@ -93,7 +93,30 @@ fn scenario(stage: &Stage) -> Result<()> {
         .exec(&cluster.database, "DELETE FROM t WHERE id = 2")?;
     cluster.sync(1, 2)?;
     compare::identical(&cluster, &["t"])?;
+    a_new_password(stage, &cluster)?;
     no_secret_in_logs(&cluster)
+}
+
+/// The password on n1 changes: n2 is told once, and its subscription connects with the new one.
+fn a_new_password(stage: &Stage, cluster: &Cluster) -> Result<()> {
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    let password = format!("{SECRET}-2");
+    one.exec("postgres", &format!("ALTER ROLE link PASSWORD '{password}'"))?;
+    let new = literal(&dsn(stage, cluster, one, &password));
+    for node in [one, two] {
+        node.exec(
+            &cluster.database,
+            &format!("SELECT ha.node_set('n1', 'dsn', {new})"),
+        )?;
+    }
+    one.restart()?;
+    cluster.wait_replicating()?;
+    one.exec(
+        &cluster.database,
+        "INSERT INTO t VALUES (3, 'with the new password')",
+    )?;
+    cluster.sync(1, 2)?;
+    compare::identical(cluster, &["t"])
 }
 
 fn make_certificate(stage: &Stage) -> Result<(String, String)> {

@@ -229,6 +229,7 @@ impl Apply {
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) {
         let Some(open) = self.open.take() else { return };
+        layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         if open.skip {
             progress.received(commit.end_lsn.0);

@@ -108,6 +108,7 @@ fn decode_body(tag: u8, body: &[u8]) -> Result<Message<'_>, Fault> {
             commit_lsn: r.lsn()?,
             end_lsn: r.lsn()?,
             commit_ts: PgTimestamp(r.i64()?),
+            wal_end: r.lsn()?,
         }),
         tag::RELATION => Message::Relation(relation(r)?),
         tag::TRUNCATE => Message::Truncate(Truncate {

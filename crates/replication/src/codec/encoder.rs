@@ -140,6 +140,7 @@ impl Encoder {
             out.extend_from_slice(&commit.commit_lsn.0.to_le_bytes());
             out.extend_from_slice(&commit.end_lsn.0.to_le_bytes());
             out.extend_from_slice(&commit.commit_ts.0.to_le_bytes());
+            out.extend_from_slice(&commit.wal_end.0.to_le_bytes());
             Ok(())
         })
     }

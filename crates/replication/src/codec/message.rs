@@ -108,6 +108,8 @@ pub struct Commit {
     pub end_lsn: Lsn,
     /// When it committed at its origin.
     pub commit_ts: PgTimestamp,
+    /// Where the provider's durable WAL ended when this was sent: how far the subscriber is behind.
+    pub wal_end: Lsn,
 }
 
 /// What identifies the old row in updates and deletes of a relation (pg_class.relreplident).

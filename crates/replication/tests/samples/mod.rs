@@ -11,6 +11,7 @@ const COMMIT: Commit = Commit {
     commit_lsn: Lsn(0x1_0000_0100),
     end_lsn: Lsn(0x1_0000_0130),
     commit_ts: PgTimestamp(814_000_000_000_001),
+    wal_end: Lsn(0x1_0000_0400),
 };
 
 /// Every sample by name.
