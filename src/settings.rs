@@ -16,6 +16,7 @@ static MAX_SUBSCRIPTIONS: GucSetting<i32> = GucSetting::<i32>::new(32);
 static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 
 /// `ha.node_name`, if set.
@@ -166,6 +167,16 @@ pub(crate) fn register() {
         GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
+        c"ha.sync_workers",
+        c"How many tables of a subscription are copied at once.",
+        c"Each takes a background worker here, and a replication connection and a slot on the provider, while it runs.",
+        &SYNC_WORKERS,
+        1,
+        64,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
         c"ha.events_max_size",
         c"How large the file behind ha.events may grow before it is rotated.",
         c"One older file is kept beside it.",
@@ -190,4 +201,9 @@ pub(crate) fn retry_max() -> Duration {
 /// For how many tables counters are kept.
 pub(crate) fn max_tracked_tables() -> usize {
     usize::try_from(MAX_TRACKED_TABLES.get()).unwrap_or_default()
+}
+
+/// How many tables of a subscription are copied at once.
+pub(crate) fn sync_workers() -> usize {
+    usize::try_from(SYNC_WORKERS.get()).unwrap_or(1)
 }

@@ -9,6 +9,7 @@ pub(crate) mod plan;
 pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
+pub(crate) mod subscription_tables;
 pub(crate) mod subscriptions;
 
 use pgrx::datum::DatumWithOid;
@@ -81,6 +82,14 @@ fn execute(sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize, Error> {
     Spi::connect_mut(|client| Ok(client.update(sql, None, arguments)?.len()))
 }
 
+/// Runs statements, one after the other, in the current transaction.
+pub(crate) fn run_script(script: &str) -> Result<(), Error> {
+    Spi::connect_mut(|client| {
+        client.update(script, None, &[])?;
+        Ok(())
+    })
+}
+
 /// A random UUID.
 pub(crate) fn new_uid() -> Result<String, Error> {
     read_one("SELECT pg_catalog.gen_random_uuid()::text", &[], |row| row.get(1))?
@@ -110,6 +119,16 @@ pub(crate) fn random_key() -> Result<i64, Error> {
 /// The current time as text.
 pub(crate) fn now_text() -> Result<String, Error> {
     read_one("SELECT pg_catalog.now()::text", &[], |row| row.get(1))?.ok_or(Error::Null { column: 1 })
+}
+
+/// Writes a logical message that is sent with the transaction, at this place among its changes.
+pub(crate) fn emit_transactional(prefix: &str, content: &str) -> Result<(), Error> {
+    read(
+        "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)::text",
+        &[prefix.into(), content.into()],
+        |_| Ok(()),
+    )?;
+    Ok(())
 }
 
 /// Writes a logical message that is sent whatever becomes of the transaction; returns where it ends.

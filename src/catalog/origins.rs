@@ -18,6 +18,11 @@ fn name(node: NodeId, ordinal: i32) -> String {
     }
 }
 
+/// The name of the replication origin that rows copied from a node bear.
+fn copy_name(node: NodeId) -> String {
+    format!("pg_ha_{node}_copy")
+}
+
 /// Which node's group an origin's name stands for.
 pub(crate) fn node_of_name(name: &str) -> Option<NodeId> {
     let rest = name.strip_prefix("pg_ha_")?;
@@ -29,7 +34,7 @@ pub(crate) fn node_of_name(name: &str) -> Option<NodeId> {
 pub(crate) fn ensure(node: NodeId, node_uid: &str) -> Result<Option<Origin>, spi::Error> {
     let known = Spi::connect(|client| {
         let rows = client.select(
-            "SELECT roident::int FROM ha.origin_ids WHERE node_id = $1 AND node_uid = $2::uuid",
+            "SELECT roident::int FROM ha.origin_ids WHERE node_id = $1 AND node_uid = $2::uuid AND ordinal >= 0",
             Some(1),
             &[i32::from(node.get()).into(), node_uid.into()],
         )?;
@@ -49,7 +54,7 @@ pub(crate) fn ensure(node: NodeId, node_uid: &str) -> Result<Option<Origin>, spi
             .update(
                 "SELECT coalesce(max(ordinal) + 1, 0), \
                         (SELECT o.roident::int FROM ha.origin_ids o \
-                          WHERE o.node_id = $1 AND o.node_uid = $2::uuid) \
+                          WHERE o.node_id = $1 AND o.node_uid = $2::uuid AND o.ordinal >= 0) \
                    FROM ha.origin_ids WHERE node_id = $1",
                 Some(1),
                 &[i32::from(node.get()).into(), node_uid.into()],
@@ -69,9 +74,35 @@ pub(crate) fn ensure(node: NodeId, node_uid: &str) -> Result<Option<Origin>, spi
     let Some(origin) = Origin::create(&name(node, ordinal)) else {
         return Ok(None);
     };
+    map(origin, node, ordinal, node_uid)?;
+    Ok(Some(origin))
+}
+
+/// The origin that rows copied from a node bear, made and mapped if this is the first time. It says whom they come from
+/// and nothing of how far that node has been applied, so that there is one for all nodes of this id. In a transaction.
+pub(crate) fn ensure_for_copies(node: NodeId, node_uid: &str) -> Result<Option<Origin>, spi::Error> {
+    Spi::connect_mut(|client| {
+        client.update("LOCK TABLE ha.origin_ids IN SHARE ROW EXCLUSIVE MODE", None, &[])?;
+        Ok::<(), spi::Error>(())
+    })?;
+    if let Some(origin) = Origin::find(&copy_name(node)) {
+        return Ok(Some(origin));
+    }
+    let Some(origin) = Origin::create(&copy_name(node)) else {
+        return Ok(None);
+    };
+    map(origin, node, COPIES, node_uid)?;
+    Ok(Some(origin))
+}
+
+/// The ordinal of the origins of copies.
+const COPIES: i32 = -1;
+
+fn map(origin: Origin, node: NodeId, ordinal: i32, node_uid: &str) -> Result<(), spi::Error> {
     Spi::connect_mut(|client| {
         client.update(
-            "INSERT INTO ha.origin_ids (roident, node_id, ordinal, node_uid) VALUES ($1::oid, $2, $3, $4::uuid)",
+            "INSERT INTO ha.origin_ids (roident, node_id, ordinal, node_uid) VALUES ($1::oid, $2, $3, $4::uuid) \
+             ON CONFLICT (node_id, ordinal) DO UPDATE SET roident = excluded.roident",
             None,
             &[
                 i32::from(origin.0).into(),
@@ -81,6 +112,5 @@ pub(crate) fn ensure(node: NodeId, node_uid: &str) -> Result<Option<Origin>, spi
             ],
         )?;
         Ok::<(), spi::Error>(())
-    })?;
-    Ok(Some(origin))
+    })
 }

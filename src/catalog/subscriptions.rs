@@ -66,6 +66,10 @@ pub(crate) fn insert(subscription: &Subscription) -> Result<i32, Error> {
 /// Removes a subscription.
 pub(crate) fn delete(id: i32) -> Result<(), Error> {
     execute(
+        "DELETE FROM ha.subscription_tables WHERE subscription_id = $1",
+        &[id.into()],
+    )?;
+    execute(
         "DELETE FROM ha.subscription_catalog WHERE subscription_id = $1",
         &[id.into()],
     )?;

@@ -2,3 +2,4 @@
 
 pub(crate) mod leftovers;
 pub(crate) mod peer;
+pub(crate) mod structure;

@@ -6,6 +6,8 @@
     reason = "pg_extern reads the columns from the signature itself"
 )]
 
+use std::time::Duration;
+
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::Oid;
@@ -19,8 +21,16 @@ use crate::sql_api::replication_set_tables::{self as set_tables, NewMember};
 use crate::sql_api::subscriptions::NewSubscription;
 use crate::sql_api::{
     doctor as doctor_api, events, exchange, nodes, replication_sets, subscription_changes, subscriptions,
-    sync_event as sync_event_api,
+    sync_event as sync_event_api, synchronization,
 };
+
+/// An interval's length; a negative one is none.
+pub(super) fn duration(interval: Interval) -> Duration {
+    let micros = i128::from(interval.months()) * 30 * 86_400_000_000
+        + i128::from(interval.days()) * 86_400_000_000
+        + i128::from(interval.micros());
+    Duration::from_micros(u64::try_from(micros.max(0)).unwrap_or(u64::MAX))
+}
 
 fn text(name: Option<Name>) -> Option<String> {
     name.map(|Name(text)| text)
@@ -277,6 +287,23 @@ fn sub_remove_repset(subscription_name: Option<Name>, replication_set: Option<Na
 #[pg_extern(sql = false)]
 fn sync_event() -> i64 {
     answer(sync_event_api::sync_event())
+}
+
+#[pg_extern(sql = false)]
+fn sub_resync_table(subscription_name: Option<Name>, relation: Option<Oid>, truncate: Option<bool>) -> bool {
+    answer(synchronization::sub_resync_table(
+        text(subscription_name),
+        relation,
+        truncate,
+    ))
+}
+
+#[pg_extern(sql = false)]
+fn sub_wait_for_sync(subscription_name: Option<Name>, timeout: Option<Interval>) -> bool {
+    answer(synchronization::sub_wait_for_sync(
+        text(subscription_name),
+        timeout.map(duration),
+    ))
 }
 
 // Seeing

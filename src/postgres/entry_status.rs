@@ -1,7 +1,6 @@
 //! The functions behind the `ha.status*` views; see [`crate::sql_api::status`].
 
 use core::ffi::CStr;
-use std::time::Duration;
 
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -131,6 +130,30 @@ fn table_states() -> TableIterator<
 }
 
 #[pg_extern(sql = false)]
+fn copy_states() -> TableIterator<
+    'static,
+    (
+        name!(subscription_id, i32),
+        name!(table_id, i32),
+        name!(phase, String),
+        name!(copy_rows, i64),
+        name!(copy_bytes, i64),
+        name!(started_at, Option<TimestampWithTimeZone>),
+    ),
+> {
+    TableIterator::new(status::copies().into_iter().map(|row| {
+        (
+            row.subscription_id,
+            row.table_id,
+            row.phase.to_owned(),
+            row.rows,
+            row.bytes,
+            TimestampWithTimeZone::try_from(row.started_at).ok(),
+        )
+    }))
+}
+
+#[pg_extern(sql = false)]
 fn wait_for_sync_event(origin_node: Option<&CStr>, lsn: Option<i64>, timeout: Option<Interval>) -> bool {
     let required = |name: &str| -> ! {
         Report::new(
@@ -144,12 +167,7 @@ fn wait_for_sync_event(origin_node: Option<&CStr>, lsn: Option<i64>, timeout: Op
         required("origin_node")
     };
     let Some(lsn) = lsn else { required("lsn") };
-    let timeout = timeout.map(|timeout| {
-        let micros = i128::from(timeout.months()) * 30 * 86_400_000_000
-            + i128::from(timeout.days()) * 86_400_000_000
-            + i128::from(timeout.micros());
-        Duration::from_micros(u64::try_from(micros.max(0)).unwrap_or(u64::MAX))
-    });
+    let timeout = timeout.map(super::entry::duration);
     error::answer(status::wait_for_sync_event(
         &origin.to_string_lossy(),
         lsn as u64,

@@ -61,4 +61,28 @@ impl Origin {
             pg_sys::replorigin_session_origin_timestamp = 0;
         }
     }
+
+    /// Commits the open transaction under this origin, with this time and without a position, and lets go of the
+    /// origin. Other processes must be kept from doing the same meanwhile: one at a time can have an origin set up.
+    pub(crate) fn commit_once(self, timestamp: i64) {
+        // SAFETY: in a transaction, in a session without an origin of its own; what is stamped on the commit is what is
+        // set up, and both are taken back once it is done.
+        unsafe {
+            version::origin_session_setup(self.0);
+            pg_sys::replorigin_session_origin = self.0;
+            pg_sys::replorigin_session_origin_lsn = 0;
+            pg_sys::replorigin_session_origin_timestamp = timestamp;
+            pg_sys::CommitTransactionCommand();
+            Origin::stamp_nothing();
+            pg_sys::replorigin_session_reset();
+        }
+    }
+}
+
+/// What this process writes from now on is nobody's own change: it is not sent to other nodes. (Origins proper can be
+/// set up by one process at a time; this mark stands for none, so that it needs no such thing.)
+pub(crate) fn mark_unsent() {
+    // SAFETY: a variable of this process. The value is PostgreSQL's own "do not replicate", which commits without an
+    // origin set up.
+    unsafe { pg_sys::replorigin_session_origin = pg_sys::DoNotReplicateId as u16 };
 }

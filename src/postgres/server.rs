@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pgrx::pg_sys;
 
@@ -88,6 +89,26 @@ pub(crate) fn runs_extension_script() -> bool {
 pub(crate) fn encoding() -> String {
     // SAFETY: returns a static text.
     unsafe { owned(pg_sys::GetDatabaseEncodingName()) }.unwrap_or_default()
+}
+
+/// `wal_receiver_timeout`: how long a provider may be silent. Zero there means for ever, which is a day here.
+pub(crate) fn replication_timeout() -> Duration {
+    // SAFETY: the value of a setting.
+    match unsafe { pg_sys::wal_receiver_timeout } {
+        0 => Duration::from_secs(86_400),
+        milliseconds => Duration::from_millis(u64::from(milliseconds.unsigned_abs())),
+    }
+}
+
+/// Where a program of this PostgreSQL installation is: beside the server's own.
+pub(crate) fn program(name: &str) -> PathBuf {
+    unsafe extern "C" {
+        /// miscadmin.h: a zero-terminated path.
+        static my_exec_path: [c_char; pg_sys::MAXPGPATH as usize];
+    }
+    // SAFETY: set by the postmaster and inherited; never changed.
+    let server = unsafe { owned(my_exec_path.as_ptr()) }.unwrap_or_default();
+    PathBuf::from(server).with_file_name(name)
 }
 
 /// This process.

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pgrx::pg_sys;
+use pgrx::{FromDatum, pg_sys};
 
 use super::version;
 
@@ -100,19 +100,68 @@ impl Connection {
             from & 0xFFFF_FFFF,
             options.join(", ")
         );
+        // Going through walrcv_exec rather than walrcv_startstreaming lets the plugin have options of its own.
+        self.execute(
+            &command,
+            &[],
+            pg_sys::WalRcvExecStatus::WALRCV_OK_COPY_BOTH,
+            |_| (),
+        )
+    }
+
+    /// Runs a statement or a replication command whose answer has `columns` columns; returns it as text. In a
+    /// transaction, since types are looked up.
+    pub(crate) fn query(
+        &mut self,
+        command: &str,
+        columns: usize,
+    ) -> Result<Vec<Vec<Option<String>>>, StreamError> {
+        let types = vec![pg_sys::TEXTOID; columns];
+        // SAFETY: the status says that there are rows of as many columns as there are types.
+        self.execute(
+            command,
+            &types,
+            pg_sys::WalRcvExecStatus::WALRCV_OK_TUPLES,
+            |result| unsafe { rows(result, columns) },
+        )
+    }
+
+    /// Runs a statement that answers with nothing but its success.
+    pub(crate) fn command(&mut self, command: &str) -> Result<(), StreamError> {
+        let status = pg_sys::WalRcvExecStatus::WALRCV_OK_COMMAND;
+        self.execute(command, &[], status, |_| ())
+    }
+
+    /// Starts `COPY … TO STDOUT`; [`Connection::copied`] then brings it.
+    pub(crate) fn start_copy(&mut self, command: &str) -> Result<(), StreamError> {
+        let status = pg_sys::WalRcvExecStatus::WALRCV_OK_COPY_OUT;
+        self.execute(command, &[], status, |_| ())
+    }
+
+    fn execute<R>(
+        &mut self,
+        command: &str,
+        types: &[pg_sys::Oid],
+        wanted: pg_sys::WalRcvExecStatus::Type,
+        read: impl FnOnce(&pg_sys::WalRcvExecResult) -> R,
+    ) -> Result<R, StreamError> {
         let command = CString::new(command)
-            .map_err(|_| StreamError::Connect("an option holds a zero byte".to_owned()))?;
+            .map_err(|_| StreamError::Connect("a command holds a zero byte".to_owned()))?;
         let Some(exec) = self.link.functions.walrcv_exec else {
             return Err(missing("walrcv_exec"));
         };
-        // SAFETY: the connection is open; the result is freed below. Going through walrcv_exec rather than
-        // walrcv_startstreaming lets the plugin have options of its own.
+        // SAFETY: the connection is open and not streaming; the result is freed below, after it was read.
         unsafe {
             let result = pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                exec(self.link.connection, command.as_ptr(), 0, core::ptr::null())
+                exec(
+                    self.link.connection,
+                    command.as_ptr(),
+                    types.len() as i32,
+                    types.as_ptr(),
+                )
             });
-            let outcome = if (*result).status == pg_sys::WalRcvExecStatus::WALRCV_OK_COPY_BOTH {
-                Ok(())
+            let outcome = if (*result).status == wanted {
+                Ok(read(&*result))
             } else {
                 Err(StreamError::Provider {
                     sqlstate: (*result).sqlstate,
@@ -121,6 +170,28 @@ impl Connection {
             };
             pg_sys::walrcv_clear_result(result);
             outcome
+        }
+    }
+
+    /// The next piece of a copy, once it has arrived: its address and length, valid until the next call. None at the
+    /// end. Raises what the provider or the connection went wrong with.
+    pub(crate) fn copied(&mut self) -> Result<Option<(*const u8, usize)>, StreamError> {
+        let Some(receive) = self.link.functions.walrcv_receive else {
+            return Err(missing("walrcv_receive"));
+        };
+        loop {
+            let mut buffer = core::ptr::null_mut();
+            // SAFETY: the connection is open and copying; the buffer belongs to it until the next call.
+            let length = unsafe {
+                pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                    receive(self.link.connection, &mut buffer, &mut self.socket)
+                })
+            };
+            match usize::try_from(length) {
+                Ok(0) => self.wait(Duration::from_secs(10)),
+                Ok(length) => return Ok(Some((buffer.cast_const().cast(), length))),
+                Err(_) => return Ok(None),
+            }
         }
     }
 
@@ -240,6 +311,28 @@ fn functions() -> Result<&'static pg_sys::WalReceiverFunctionsType, StreamError>
 
 fn missing(what: &str) -> StreamError {
     StreamError::Connect(format!("the server's libpqwalreceiver does not offer {what}"))
+}
+
+/// All rows of an answer whose columns are text.
+///
+/// # Safety
+/// The result holds tuples of `columns` columns of type text.
+unsafe fn rows(result: &pg_sys::WalRcvExecResult, columns: usize) -> Vec<Vec<Option<String>>> {
+    let mut rows = Vec::new();
+    // SAFETY: the store is read once, from its beginning; values are copied before the slot moves on.
+    unsafe {
+        let slot = pg_sys::MakeSingleTupleTableSlot(result.tupledesc, &raw const pg_sys::TTSOpsMinimalTuple);
+        while pg_sys::tuplestore_gettupleslot(result.tuplestore, true, false, slot) {
+            let row = (1..=columns).map(|column| {
+                let mut null = true;
+                let value = pg_sys::slot_getattr(slot, column as i32, &mut null);
+                String::from_datum(value, null)
+            });
+            rows.push(row.collect());
+        }
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+    }
+    rows
 }
 
 /// # Safety

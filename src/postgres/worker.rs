@@ -62,6 +62,11 @@ pub(crate) fn start_applier(place: usize, queue: u32) -> Option<DynamicBackgroun
     start("pg_ha applier", "pg_ha_applier_main", place, queue)
 }
 
+/// Starts a copier for the table whose copy has this place.
+pub(crate) fn start_copier(place: usize) -> Option<DynamicBackgroundWorker> {
+    start("pg_ha copier", "pg_ha_copier_main", place, 0)
+}
+
 /// Starts a worker that drops what ended subscriptions left on other nodes, and ends.
 pub(crate) fn start_cleaner() -> Option<DynamicBackgroundWorker> {
     start("pg_ha cleaner", "pg_ha_cleaner_main", 0, 0)
@@ -101,6 +106,13 @@ pub extern "C-unwind" fn pg_ha_receiver_main(argument: pg_sys::Datum) {
 pub extern "C-unwind" fn pg_ha_applier_main(argument: pg_sys::Datum) {
     initialise();
     workers::applier::run(argument.value() & 0xFFFF, (argument.value() as u64 >> 16) as u32);
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_ha_copier_main(argument: pg_sys::Datum) {
+    initialise();
+    workers::copier::run(argument.value() & 0xFFFF);
 }
 
 #[pg_guard]
@@ -223,6 +235,17 @@ pub(crate) fn in_transaction<R>(work: impl FnOnce() -> R) -> Result<R, Caught> {
         }
         result
     })
+}
+
+/// Runs work with a snapshot taken now: it sees what has been committed so far, whatever the transaction around it
+/// began with.
+pub(crate) fn with_latest_snapshot<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: in a transaction; popped below, or by the abort that an error leads to.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let result = work();
+    // SAFETY: pairs with the above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
 }
 
 /// Sets a setting for this process.

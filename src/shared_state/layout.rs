@@ -12,6 +12,8 @@ pub(crate) const MAX_NODES: usize = 1023;
 /// Most (subscription, table) pairs with counters of their own; changes to further tables are still applied and are
 /// counted in the subscription's totals.
 pub(crate) const MAX_TABLES: usize = 8192;
+/// Most tables copied at once, over all subscriptions; `ha.sync_workers` limits them per subscription.
+pub(crate) const MAX_COPIES: usize = 256;
 
 #[repr(C)]
 pub(crate) struct Area {
@@ -27,6 +29,7 @@ pub(crate) struct Area {
     pub(crate) nodes: Guarded<[NodeView; MAX_NODES]>,
     pub(crate) subscriptions: [Subscription; MAX_SUBSCRIPTIONS],
     pub(crate) tables: [TableCounters; MAX_TABLES],
+    pub(crate) copies: [RunningCopy; MAX_COPIES],
 }
 
 /// Who this server is, once its identity has been found in the catalog of its database.
@@ -71,6 +74,11 @@ pub(crate) struct Subscription {
     pub(crate) failed_in_applier: AtomicU32,
     pub(crate) receiver_pid: AtomicI32,
     pub(crate) applier_pid: AtomicI32,
+    /// The catalog generation (`Area::catalog_generation`) as of which the running applier knows which tables are
+    /// being copied; 0 before it has looked.
+    pub(crate) gates_generation: AtomicU64,
+    /// 1 when a copier waits for the applier to say how far it is.
+    pub(crate) handover: AtomicU32,
     /// Newest position of the provider heard of.
     pub(crate) provider_lsn: AtomicU64,
     /// Everything before it has arrived here.
@@ -111,6 +119,22 @@ pub(crate) struct TableCounters {
     pub(crate) updated: AtomicU64,
     pub(crate) deleted: AtomicU64,
     pub(crate) conflicts: AtomicU64,
+}
+
+/// One running copy of a table: the supervisor takes the place, the copier gives it back when it ends.
+#[repr(C)]
+pub(crate) struct RunningCopy {
+    /// Subscription id in the upper, table id (`ha.subscription_tables`) in the lower half; 0 = a free place.
+    pub(crate) key: AtomicU64,
+    pub(crate) pid: AtomicI32,
+    /// [`super::copies::Phase`] as a number.
+    pub(crate) phase: AtomicU32,
+    /// In the phase catchup: the position of the applier, which waits there; the copier has to reach it.
+    pub(crate) target: AtomicU64,
+    pub(crate) rows: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    /// TimestampTz at which the place was taken.
+    pub(crate) started_at: AtomicI64,
 }
 
 impl Area {

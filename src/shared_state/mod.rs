@@ -1,6 +1,7 @@
 //! The cluster view in shared memory: what workers publish and `ha.status*` shows. Reading it never blocks on a
 //! worker, needs no transaction and works on a standby.
 
+pub(crate) mod copies;
 pub(crate) mod layout;
 pub(crate) mod subscription;
 pub(crate) mod table;

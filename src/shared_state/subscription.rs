@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use super::copies;
 use super::layout::Subscription;
 use crate::postgres::latch;
 
@@ -88,6 +89,8 @@ impl Subscription {
     fn reset(&self) {
         self.set_status(Status::Initializing);
         self.wanted.store(0, Relaxed);
+        self.gates_generation.store(0, Relaxed);
+        self.handover.store(0, Relaxed);
         self.failed_in_applier.store(0, Relaxed);
         for position in [
             &self.provider_lsn,
@@ -150,13 +153,28 @@ impl Subscription {
         self.wanted.load(Acquire) == 1
     }
 
-    pub(crate) fn has_workers(&self) -> bool {
+    /// Whether the receiver or the applier runs.
+    pub(crate) fn has_stream(&self) -> bool {
         self.receiver_pid.load(Acquire) != 0 || self.applier_pid.load(Acquire) != 0
     }
 
-    pub(crate) fn wake_workers_to_end(&self) {
+    /// Whether any worker runs: of the stream, or one that copies a table.
+    pub(crate) fn has_workers(&self) -> bool {
+        self.has_stream() || copies::of(self.id.load(Acquire)).next().is_some()
+    }
+
+    /// Asks the receiver and the applier to end.
+    pub(crate) fn wake_stream_to_end(&self) {
         latch::terminate(self.receiver_pid.load(Acquire));
         latch::terminate(self.applier_pid.load(Acquire));
+    }
+
+    /// Asks all workers to end.
+    pub(crate) fn wake_workers_to_end(&self) {
+        self.wake_stream_to_end();
+        for copy in copies::of(self.id.load(Acquire)) {
+            latch::terminate(copy.pid.load(Acquire));
+        }
     }
 
     /// Gives the place back; the supervisor does, once the workers are gone.

@@ -60,7 +60,7 @@ pub(crate) fn server_checks(load: Load) -> Vec<Check> {
     let slots = load.subscriptions.max(load.subscribers);
     let mut checks = provider_checks(&here, slots, load.subscribers);
     if server::version_number() >= 180_000 {
-        checks.push(here.at_least("max_active_replication_origins", load.subscriptions.max(1)));
+        checks.push(here.at_least("max_active_replication_origins", 2 * load.subscriptions.max(1)));
     }
     // The supervisor and PostgreSQL's own launcher, then a receiver and an applier for each subscription.
     checks.push(here.at_least("max_worker_processes", 2 + 2 * load.subscriptions.max(1)));

@@ -17,6 +17,7 @@ pub(crate) mod status;
 pub(crate) mod subscription_changes;
 pub(crate) mod subscriptions;
 pub(crate) mod sync_event;
+pub(crate) mod synchronization;
 
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 

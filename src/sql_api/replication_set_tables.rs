@@ -12,6 +12,7 @@ use super::{arguments, quoted_list, refuse_in_recovery};
 use crate::catalog::relations::{self, ColumnKind, Relation};
 use crate::catalog::replication_set_tables::{self as members, Member};
 use crate::catalog::replication_sets::{self, Actions, ReplicationSet};
+use crate::catalog::subscription_tables;
 use crate::postgres::error::{Answer, Report, rephrasing};
 use crate::postgres::row_filter;
 
@@ -140,8 +141,16 @@ pub(crate) fn repset_add_table(new: NewMember) -> Answer<bool> {
         .detail("A partitioned table has no rows but those of its partitions.")
         .hint("Leave include_partitions on, or add the partitions one by one."));
     }
-    if synchronize {
-        return Err(arguments::not_supported("synchronize_data", "true"));
+    if synchronize && !set.actions.insert {
+        return Err(Report::new(
+            Code::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!(
+                "set \"{}\" does not send inserts, so that nothing can be copied through it",
+                set.name
+            ),
+        )
+        .detail("Subscribers receive no rows of tables in this set.")
+        .hint("Leave out synchronize_data, or let the set send inserts with ha.repset_alter."));
     }
     let member = Member {
         relation: relation.oid,
@@ -174,6 +183,10 @@ pub(crate) fn repset_add_table(new: NewMember) -> Answer<bool> {
         .notice();
     }
     members::insert(set.id, &member)?;
+    if synchronize {
+        // Before the first change that is sent through the set.
+        subscription_tables::tell_to_copy(relation.oid, &set.name)?;
+    }
     Ok(true)
 }
 
@@ -329,7 +342,7 @@ pub(crate) fn repset_add_tables(
         })
         .hint("Check the spelling, or name the schema: 'public.*'."));
     }
-    add_all(&set, matching)
+    add_all(&set, matching, false)
 }
 
 /// The tables that can be named without their schema, as psql shows them.
@@ -350,7 +363,7 @@ fn visible(tables: Vec<Relation>, path: &[u32]) -> Vec<Relation> {
 }
 
 /// Adds what can be added. A partition whose root is among the tables comes with its root.
-fn add_all(set: &ReplicationSet, tables: Vec<Relation>) -> Answer<Vec<Outcome>> {
+fn add_all(set: &ReplicationSet, tables: Vec<Relation>, synchronize: bool) -> Answer<Vec<Outcome>> {
     let oids: HashSet<Oid> = tables.iter().map(|table| table.oid).collect();
     let fallback = replication_sets::by_name(INSERT_ONLY)?;
     let mut outcomes = Vec::new();
@@ -380,6 +393,9 @@ fn add_all(set: &ReplicationSet, tables: Vec<Relation>) -> Answer<Vec<Outcome>> 
         let added = !members::contains(target.id, table.oid)?;
         if added {
             members::insert(target.id, &Member::whole(table.oid))?;
+            if synchronize && target.actions.insert {
+                subscription_tables::tell_to_copy(table.oid, &target.name)?;
+            }
         }
         let done = if added { "added" } else { "already in the set" };
         outcomes.push(Outcome {
@@ -403,9 +419,7 @@ pub(crate) fn repset_add_all_tables(
 ) -> Answer<bool> {
     let set = require(set_name)?;
     let schemas = arguments::names("schema_names", schema_names)?;
-    if arguments::required("synchronize_data", synchronize_data)? {
-        return Err(arguments::not_supported("synchronize_data", "true"));
-    }
+    let synchronize = arguments::required("synchronize_data", synchronize_data)?;
     refuse_in_recovery("change a replication set")?;
     let mut tables = Vec::new();
     for schema in &schemas {
@@ -429,7 +443,7 @@ pub(crate) fn repset_add_all_tables(
     }
     let names: std::collections::HashMap<Oid, String> =
         tables.iter().map(|table| (table.oid, table.quoted())).collect();
-    for outcome in add_all(&set, tables)? {
+    for outcome in add_all(&set, tables, synchronize)? {
         if outcome.set_name.as_deref() != Some(set.name.as_str()) {
             let name = names.get(&outcome.relation).map_or("a table", String::as_str);
             Report::new(

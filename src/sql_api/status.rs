@@ -8,7 +8,7 @@ use pgrx::PgSqlErrorCode as Code;
 use crate::catalog::plan;
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::{self, latch, server};
-use crate::shared_state::{self, Status, layout, subscription, table};
+use crate::shared_state::{self, Status, copies, layout, subscription, table};
 
 /// One row of `ha.status`.
 pub(crate) struct NodeRow {
@@ -173,7 +173,8 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.skipped),
                     count(&place.retries),
                 ],
-                workers: running.iter().filter(|pid| pid.load(Acquire) != 0).count() as i32,
+                workers: (running.iter().filter(|pid| pid.load(Acquire) != 0).count()
+                    + copies::of(place.id.load(Acquire)).count()) as i32,
                 action: text.action.to_option(),
                 last_error: text.last_error.to_option(),
             }
@@ -191,6 +192,30 @@ pub(crate) fn tables() -> Vec<(i32, u32, [i64; 4])> {
                 relation,
                 [inserted as i64, updated as i64, deleted as i64, conflicts as i64],
             )
+        })
+        .collect()
+}
+
+/// One row of `ha.copy_states()`.
+pub(crate) struct CopyRow {
+    pub(crate) subscription_id: i32,
+    pub(crate) table_id: i32,
+    pub(crate) phase: &'static str,
+    pub(crate) rows: i64,
+    pub(crate) bytes: i64,
+    pub(crate) started_at: i64,
+}
+
+/// One row per running copy.
+pub(crate) fn copies() -> Vec<CopyRow> {
+    copies::all()
+        .map(|copy| CopyRow {
+            subscription_id: copy.subscription_id(),
+            table_id: copy.table_id(),
+            phase: copy.phase().as_str(),
+            rows: copy.rows.load(Relaxed) as i64,
+            bytes: copy.bytes.load(Relaxed) as i64,
+            started_at: copy.started_at.load(Relaxed),
         })
         .collect()
 }

@@ -24,7 +24,7 @@ fn missing(name: &str) -> Report {
     .detail("This node has no subscription of that name.")
 }
 
-fn require(name: Option<String>) -> Answer<Subscription> {
+pub(super) fn require(name: Option<String>) -> Answer<Subscription> {
     let name = arguments::required("subscription_name", name)?;
     refuse_in_recovery("change a subscription")?;
     subscriptions::by_name(&name)?.ok_or_else(|| {

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::exchange::{self, Request, Response};
 use super::{
     arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, slots,
+    synchronization,
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
@@ -55,14 +56,8 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         .detail("A subscription without replication sets receives nothing.")
         .hint("Name at least one of the provider's sets, or leave the argument out."));
     }
-    for (argument, value) in [
-        ("synchronize_structure", new.synchronize_structure),
-        ("synchronize_data", new.synchronize_data),
-    ] {
-        if arguments::required(argument, value)? {
-            return Err(arguments::not_supported(argument, "true"));
-        }
-    }
+    let synchronize_structure = arguments::required("synchronize_structure", new.synchronize_structure)?;
+    let synchronize_data = arguments::required("synchronize_data", new.synchronize_data)?;
     let forwarded = arguments::names("forward_origins", new.forward_origins)?;
     if !forwarded.is_empty() {
         return Err(arguments::not_supported(
@@ -94,9 +89,24 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
     let slot = slots::name(local.node_id, &name)?;
     introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
-    drop(peer);
     slots::create(&dsn, &slot)?;
+    // After the slot was made: a table that joins a set later sends from then on what it gets.
+    let to_copy = if synchronize_data {
+        synchronization::published(&mut peer, &sets, None)?
+    } else {
+        Vec::new()
+    };
+    drop(peer);
+    // As late as the definitions can be: no change of them is replicated. Before anything is written here.
+    let structure = if synchronize_structure {
+        Some(synchronization::structure(&dsn)?)
+    } else {
+        None
+    };
 
+    if let Some(script) = structure {
+        synchronization::create_structure(&script)?;
+    }
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
     let id = subscriptions::insert(&Subscription {
@@ -108,6 +118,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         enabled,
         replication_sets: sets,
     })?;
+    synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {
         subscription_names::add(&name);
         events::record(

@@ -9,9 +9,10 @@
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
+mod gates;
 mod report;
-mod tables;
-mod transaction;
+pub(super) mod tables;
+pub(super) mod transaction;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, latch};
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_DATA};
+use gates::Gates;
 use transaction::Apply;
 
 /// How long commits may stay undurable before this process looks for their flush (the WAL writer's own delay).
@@ -89,6 +91,7 @@ pub(crate) fn run(index: usize, queue: u32) {
 fn forget(index: usize) {
     if let Some(area) = shared_state::area() {
         let place = &area.subscriptions[index];
+        place.gates_generation.store(0, Release);
         place.applier_pid.store(0, Release);
         latch::wake(place.receiver_pid.load(Acquire));
         latch::wake(area.supervisor_pid.load(Acquire));
@@ -96,7 +99,7 @@ fn forget(index: usize) {
 }
 
 /// Settings under which changes are applied, whatever the server's, the database's and the roles' own are.
-fn settle() {
+pub(super) fn settle() {
     // Triggers and rules fire as on a replica: only those enabled as REPLICA or ALWAYS.
     worker::set(c"session_replication_role", c"replica");
     // Names come qualified.
@@ -137,7 +140,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     for (node, timestamp) in seen_file::load(id) {
         seen.advance(node, timestamp);
     }
-    let mut apply = Apply::new(place, id, here, provider, origin, start, seen);
+    let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
     let mut positions = Positions {
         tracker: FlushTracker::new(Lsn(start)),
         place,
@@ -145,9 +148,13 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         woken: Instant::now(),
     };
     let mut saved = Instant::now();
+    let mut gates = Gates::new(place, id);
     let mut published = saved;
     loop {
         worker::heed_signals(0);
+        if !apply.in_transaction() {
+            gates.attend(positions.tracker.applied().0, apply.tables())?;
+        }
         match queue.take() {
             Taken::Message(message) => {
                 take(&mut apply, &mut positions, message)?;

@@ -9,6 +9,8 @@
 //! otherwise, and its successor waits anew. If it crashes, the server starts everything again; nothing of it is
 //! state.
 
+mod copies;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -17,7 +19,9 @@ use std::time::{Duration, Instant};
 use pg_ha_model::{Backoff, Millis};
 use pgrx::prelude::*;
 
+use crate::catalog;
 use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
+use crate::catalog::subscription_tables::{self, PendingTable};
 use crate::durable::events::{self, Severity};
 use crate::durable::identity::{self, Identity};
 use crate::durable::{leftovers, seen};
@@ -75,6 +79,8 @@ pub(crate) fn run() {
     worker::connect(identity.database_oid);
     let mut kept: HashMap<i32, Kept> = HashMap::new();
     let mut planned = Vec::new();
+    let mut pending = Vec::new();
+    let mut copies = copies::Copies::default();
     let mut generation = None;
     let mut last_cleaning = None;
     let mut complained = String::new();
@@ -83,9 +89,10 @@ pub(crate) fn run() {
         let current = area.catalog_generation.load(Acquire);
         if generation != Some(current) {
             match look(&identity) {
-                Ok(Some((nodes, subscriptions))) => {
-                    publish(&identity, &nodes);
-                    planned = subscriptions;
+                Ok(Some(found)) => {
+                    publish(&identity, &found.nodes);
+                    planned = found.subscriptions;
+                    pending = found.pending;
                     generation = Some(current);
                     area.seen_generation.store(current, Release);
                 }
@@ -102,7 +109,7 @@ pub(crate) fn run() {
                 }
             }
         }
-        let next = supervise(area, &planned, &mut kept);
+        let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending));
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {
@@ -146,10 +153,17 @@ fn wait_for_identity(area: &layout::Area) -> Identity {
     }
 }
 
-/// The known nodes and the subscriptions, if the identity is one of the nodes.
-#[allow(clippy::type_complexity)]
-fn look(identity: &Identity) -> Result<Option<(Vec<KnownNode>, Vec<PlannedSubscription>)>, String> {
-    super::read(|| {
+/// What the catalogs say.
+struct Seen {
+    nodes: Vec<KnownNode>,
+    subscriptions: Vec<PlannedSubscription>,
+    /// The tables whose copy is due.
+    pending: Vec<PendingTable>,
+}
+
+/// Reads the catalogs; None if the identity is none of the known nodes.
+fn look(identity: &Identity) -> Result<Option<Seen>, String> {
+    let read = || -> Result<Option<Seen>, catalog::Error> {
         let installed = Spi::connect(|client| {
             let rows = client.select("SELECT to_regclass('ha.node_catalog') IS NOT NULL", Some(1), &[])?;
             rows.first().get_one::<bool>()
@@ -161,8 +175,13 @@ fn look(identity: &Identity) -> Result<Option<(Vec<KnownNode>, Vec<PlannedSubscr
         if !nodes.iter().any(|node| node.uid == identity.node_uid) {
             return Ok(None);
         }
-        Ok(Some((nodes, plan::subscriptions(None)?)))
-    })
+        Ok(Some(Seen {
+            nodes,
+            subscriptions: plan::subscriptions(None)?,
+            pending: subscription_tables::pending()?,
+        }))
+    };
+    super::read(read)
 }
 
 fn publish(identity: &Identity, nodes: &[KnownNode]) {
@@ -266,7 +285,8 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
         kept.fingerprint = print;
         kept.backoff = backoff();
         kept.next_start = now;
-        place.wake_workers_to_end();
+        // Copies go on: what they bring does not depend on what else the stream carries.
+        place.wake_stream_to_end();
     }
     if !subscription.enabled {
         place.stop();
@@ -285,7 +305,7 @@ fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: 
         place.set_status(Status::Initializing);
         record(subscription, Severity::Info, "enabled");
     }
-    if place.has_workers() {
+    if place.has_stream() {
         return LOOK;
     }
     if let Some(started) = kept.started.take() {

@@ -52,8 +52,7 @@ SELECT ha.repset_add_table('default', 'pg_class');
 SELECT ha.repset_add_table('default', 'information_schema.sql_features');
 SELECT ha.repset_add_table('default', 'ha.replication_sets');
 SELECT ha.repset_add_table('default', 'nothing', columns => '{id,NULL}');
--- not yet
-SELECT ha.repset_add_table('default', 'nothing', synchronize_data => true);
+SELECT ha.repset_add_table('default', 'nothing', synchronize_data => NULL);
 -- taken out
 SELECT ha.repset_remove_table('default', 'full_identity');
 SELECT ha.repset_remove_table('default', 'full_identity');

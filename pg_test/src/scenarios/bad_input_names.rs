@@ -325,18 +325,6 @@ fn not_yet(stage: &Stage) -> Result<()> {
     let dsn = literal(&two.dsn(database));
     for (statement, word) in [
         (
-            "SELECT ha.repset_add_table('default', 'fine', synchronize_data => true)".to_owned(),
-            "synchronize_data",
-        ),
-        (
-            format!("SELECT ha.sub_create('s', {dsn}, synchronize_structure => true)"),
-            "synchronize_structure",
-        ),
-        (
-            format!("SELECT ha.sub_create('s', {dsn}, synchronize_data => true)"),
-            "synchronize_data",
-        ),
-        (
             format!("SELECT ha.sub_create('s', {dsn}, forward_origins => '{{all}}')"),
             "forward_origins",
         ),

@@ -6,6 +6,7 @@ mod bad_input_dsn;
 mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
+mod copies;
 mod crash_apply;
 mod false_missing;
 mod least_privilege_tls;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
+        copies::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,

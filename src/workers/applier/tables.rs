@@ -5,52 +5,125 @@ use std::rc::Rc;
 
 use pg_ha_replication::codec;
 
+use crate::catalog::{self, subscription_tables};
 use crate::postgres::apply::target::{RemoteTable, Target};
 use crate::postgres::apply::{self, ApplyError, Opened};
 use crate::postgres::invalidation::{self, Invalidated};
+use crate::postgres::worker;
 use crate::shared_state::layout::TableCounters;
 use crate::shared_state::table;
 
+/// Which transactions of the stream may change a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::workers) enum Gate {
+    /// All.
+    Open,
+    /// Those that end beyond this position of the provider: what comes before was copied.
+    Beyond(u64),
+    /// None: a copy of the table will bring everything.
+    Closed,
+}
+
 /// A table of the provider.
-pub(super) struct Known {
+pub(in crate::workers) struct Known {
     remote: Rc<RemoteTable>,
+    gate: Gate,
     /// Its local counterpart, until that changes.
     target: Option<Target>,
-    pub(super) counters: Option<&'static TableCounters>,
+    counters: Option<&'static TableCounters>,
+}
+
+/// Why it is not known whether a table may be truncated.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::workers) enum TruncateError {
+    #[error(transparent)]
+    Table(#[from] ApplyError),
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
 }
 
 /// All of them, and those that the current transaction has opened.
-pub(super) struct Tables {
+pub(in crate::workers) struct Tables {
     subscription_id: i32,
     known: HashMap<u32, Known>,
+    /// The tables, by schema and name, that are not open to all transactions.
+    gates: HashMap<(String, String), Gate>,
     open: Vec<(u32, Opened)>,
 }
 
 impl Tables {
-    pub(super) fn new(subscription_id: i32) -> Tables {
+    pub(in crate::workers) fn new(subscription_id: i32) -> Tables {
         invalidation::register();
         Tables {
             subscription_id,
             known: HashMap::new(),
+            gates: HashMap::new(),
             open: Vec::new(),
         }
     }
 
     /// The provider describes a table, for the first time or anew.
-    pub(super) fn describe(&mut self, relation: &codec::Relation<'_>) {
+    pub(in crate::workers) fn describe(&mut self, relation: &codec::Relation<'_>) {
         if let Some(place) = self.open.iter().position(|(id, _)| *id == relation.id) {
             self.open.swap_remove(place).1.close();
         }
+        let remote = RemoteTable::new(relation);
         let known = Known {
-            remote: Rc::new(RemoteTable::new(relation)),
+            gate: gate(&self.gates, &remote),
+            remote: Rc::new(remote),
             target: None,
             counters: None,
         };
         self.known.insert(relation.id, known);
     }
 
+    /// Sets which tables are not open to all transactions.
+    pub(in crate::workers) fn set_gates(&mut self, gates: HashMap<(String, String), Gate>) {
+        for known in self.known.values_mut() {
+            known.gate = gate(&gates, &known.remote);
+        }
+        self.gates = gates;
+    }
+
+    /// Closes one table to the stream, until the gates are set again.
+    pub(in crate::workers) fn close_gate(&mut self, schema: String, name: String) {
+        let mut gates = core::mem::take(&mut self.gates);
+        gates.insert((schema, name), Gate::Closed);
+        self.set_gates(gates);
+    }
+
+    /// Whether a transaction that ends at this position of the provider may change the table.
+    pub(in crate::workers) fn may_change(&self, id: u32, end_lsn: u64) -> bool {
+        if self.gates.is_empty() {
+            return true;
+        }
+        match self.known.get(&id).map(|known| known.gate) {
+            Some(Gate::Closed) => false,
+            Some(Gate::Beyond(position)) => end_lsn > position,
+            Some(Gate::Open) | None => true,
+        }
+    }
+
+    /// The same for a table that is truncated under its own name: a table above it may be what is copied.
+    pub(in crate::workers) fn may_truncate(&mut self, id: u32, end_lsn: u64) -> Result<bool, TruncateError> {
+        if self.gates.is_empty() {
+            return Ok(true);
+        }
+        if !self.may_change(id, end_lsn) {
+            return Ok(false);
+        }
+        self.resolve(id)?;
+        let oid = self.target(id)?.oid;
+        let above = worker::with_latest_snapshot(|| subscription_tables::tables_above(oid))?;
+        Ok(above.iter().all(|name| match self.gates.get(name) {
+            Some(Gate::Closed) => false,
+            Some(Gate::Beyond(position)) => end_lsn > *position,
+            Some(Gate::Open) | None => true,
+        }))
+    }
+
     /// The table, opened in the current transaction.
-    pub(super) fn open(
+    pub(in crate::workers) fn open(
         &mut self,
         id: u32,
     ) -> Result<(&Target, &mut Opened, Option<&'static TableCounters>), ApplyError> {
@@ -83,7 +156,7 @@ impl Tables {
     }
 
     /// The local counterpart of a table that the provider has described.
-    pub(super) fn resolve(&mut self, id: u32) -> Result<(), ApplyError> {
+    pub(in crate::workers) fn resolve(&mut self, id: u32) -> Result<(), ApplyError> {
         self.forget_changed();
         let subscription_id = self.subscription_id;
         let known = self.known.get_mut(&id).ok_or(ApplyError::UnknownTable(id))?;
@@ -95,7 +168,7 @@ impl Tables {
         Ok(())
     }
 
-    pub(super) fn target(&self, id: u32) -> Result<&Target, ApplyError> {
+    pub(in crate::workers) fn target(&self, id: u32) -> Result<&Target, ApplyError> {
         self.known
             .get(&id)
             .and_then(|known| known.target.as_ref())
@@ -103,14 +176,14 @@ impl Tables {
     }
 
     /// Closes what the transaction opened; before its commit.
-    pub(super) fn close(&mut self) {
+    pub(in crate::workers) fn close(&mut self) {
         for (_, open) in self.open.drain(..) {
             open.close();
         }
     }
 
     /// Forgets what the transaction opened, after its abort released it.
-    pub(super) fn forget_open(&mut self) {
+    pub(in crate::workers) fn forget_open(&mut self) {
         self.open.clear();
     }
 
@@ -132,4 +205,12 @@ impl Tables {
             }
         }
     }
+}
+
+fn gate(gates: &HashMap<(String, String), Gate>, remote: &RemoteTable) -> Gate {
+    if gates.is_empty() {
+        return Gate::Open;
+    }
+    let name = (remote.namespace.clone(), remote.name.clone());
+    gates.get(&name).copied().unwrap_or(Gate::Open)
 }

@@ -4,16 +4,19 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::{NodeId, PgTimestamp};
-use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Message, Truncate};
+use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
-use super::tables::Tables;
-use crate::catalog::origins;
+use super::tables::{Tables, TruncateError};
+use crate::catalog::plan::PlannedSubscription;
+use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
+use crate::catalog::{self, origins};
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
+use crate::postgres::worker;
 use crate::shared_state::{self, layout};
 
 /// Who wants to know how far the stream is.
@@ -33,6 +36,12 @@ pub(super) enum Failure {
     Order(#[from] StreamError),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error("the provider's request to copy a table cannot be read: {0}")]
+    Message(serde_json::Error),
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
     #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
@@ -53,6 +62,10 @@ struct Open {
 /// The state of the stream.
 pub(super) struct Apply {
     place: &'static layout::Subscription,
+    subscription_id: i32,
+    replication_sets: Vec<String>,
+    /// The open transaction asked for copies.
+    asked_to_copy: bool,
     here: NodeId,
     provider: NodeId,
     /// What commits are stamped with.
@@ -75,7 +88,7 @@ pub(super) struct Apply {
 impl Apply {
     pub(super) fn new(
         place: &'static layout::Subscription,
-        subscription_id: i32,
+        subscription: &PlannedSubscription,
         here: NodeId,
         provider: NodeId,
         stamp: Origin,
@@ -84,6 +97,9 @@ impl Apply {
     ) -> Apply {
         Apply {
             place,
+            subscription_id: subscription.id,
+            replication_sets: subscription.replication_sets.clone(),
+            asked_to_copy: false,
             here,
             provider,
             stamp,
@@ -91,12 +107,16 @@ impl Apply {
             origins: HashMap::new(),
             check: StreamCheck::new(),
             checked: 0,
-            tables: Tables::new(subscription_id),
+            tables: Tables::new(subscription.id),
             open: None,
             conflicts: Conflicts::new(place),
             seen,
             seen_changed: false,
         }
+    }
+
+    pub(super) fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
     }
 
     pub(super) fn in_transaction(&self) -> bool {
@@ -123,6 +143,7 @@ impl Apply {
 
     /// After an abort: the message that began the transaction will come again.
     pub(super) fn forget_open_transaction(&mut self) {
+        self.asked_to_copy = false;
         self.open = None;
         self.tables.forget_open();
     }
@@ -193,11 +214,38 @@ impl Apply {
             }
             Message::Truncate(truncate) => self.truncate(truncate)?,
             Message::Logical(logical) => {
-                if !logical.transactional && self.open.is_none() {
+                if logical.transactional {
+                    self.told(logical)?;
+                } else if self.open.is_none() {
                     progress.received(logical.lsn.0);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A message of the transaction that is being applied.
+    fn told(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
+        if logical.prefix != subscription_tables::COPY_MESSAGE
+            || self.open.as_ref().is_none_or(|open| open.skip)
+        {
+            return Ok(());
+        }
+        let message: CopyMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+        if !self.replication_sets.contains(&message.set_name) {
+            return Ok(());
+        }
+        let table = NewTable {
+            schema: message.schema,
+            name: message.name,
+            expected_rows: message.expected_rows,
+            expected_bytes: message.expected_bytes,
+        };
+        let id = self.subscription_id;
+        worker::with_latest_snapshot(|| subscription_tables::ask(id, &table, ExistingRows::Refuse))?;
+        // What follows of the table in this very transaction is the copy's as well.
+        self.tables.close_gate(table.schema, table.name);
+        self.asked_to_copy = true;
         Ok(())
     }
 
@@ -237,17 +285,32 @@ impl Apply {
         }
         let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
+        if core::mem::take(&mut self.asked_to_copy) {
+            shared_state::catalog_changed();
+        }
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         progress.committed(open.end_lsn, local_end);
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
-        if self.open.as_ref().is_none_or(|open| open.skip) {
+        let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
+            return Ok(());
+        };
+        // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
+        // through foreign keys, and without it the server would refuse to truncate what they refer to.
+        let all = truncate.relations.iter().count();
+        let end_lsn = open.end_lsn;
+        self.tables.close();
+        let mut ids = Vec::with_capacity(all);
+        for id in truncate.relations.iter() {
+            if self.tables.may_truncate(id, end_lsn)? {
+                ids.push(id);
+            }
+        }
+        if ids.is_empty() {
             return Ok(());
         }
-        self.tables.close();
-        let ids: Vec<u32> = truncate.relations.iter().collect();
         for id in &ids {
             self.tables.resolve(*id)?;
         }
@@ -255,6 +318,12 @@ impl Apply {
             .iter()
             .map(|id| self.tables.target(*id))
             .collect::<Result<Vec<_>, _>>()?;
+        if ids.len() < all {
+            for target in targets {
+                worker::with_latest_snapshot(|| subscription_tables::empty(&target.name))?;
+            }
+            return Ok(());
+        }
         apply::truncate(
             &targets,
             truncate.flags & Truncate::CASCADE != 0,
@@ -270,7 +339,7 @@ impl Apply {
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        if open.skip {
+        if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
         }
         open.changes += 1;
@@ -315,7 +384,7 @@ impl Apply {
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as
 /// older than everything; one written without an origin, or with one that is not ours, is the local group's.
-fn local(found: Found, origins: &mut HashMap<u16, NodeId>, here: NodeId) -> Local {
+pub(in crate::workers) fn local(found: Found, origins: &mut HashMap<u16, NodeId>, here: NodeId) -> Local {
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,

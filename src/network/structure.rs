@@ -1,0 +1,179 @@
+//! The definitions of a provider's database, as pg_dump beside this server writes them.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use pg_ha_model::conninfo::{self, Conninfo};
+
+use super::peer::{PeerError, parse_dsn};
+use crate::durable;
+use crate::postgres::{latch, server};
+
+/// Why there is no dump.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DumpError {
+    #[error(transparent)]
+    Dsn(#[from] PeerError),
+    #[error(transparent)]
+    Directory(#[from] durable::Error),
+    #[error("could not run \"{}\": {source}", program.display())]
+    Program { program: PathBuf, source: io::Error },
+    #[error("pg_dump failed: {0}")]
+    Failed(String),
+    #[error("could not read what pg_dump wrote: {0}")]
+    Output(io::Error),
+}
+
+/// A running pg_dump, ended with this value; its output goes with it.
+struct Running {
+    child: Child,
+    output: PathBuf,
+    complaints: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.output);
+        let _ = fs::remove_file(&self.complaints);
+    }
+}
+
+/// The statements that make the provider's schemas, tables, types, functions and so on: of all but this extension,
+/// without owners and privileges, whose roles may not exist here.
+pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
+    let mut parameters = parse_dsn(dsn)?;
+    let program = server::program("pg_dump");
+    let mut command = Command::new(&program);
+    // Everybody on the machine sees the arguments of a process, but only its user the environment.
+    if let Some(password) = parameters.remove("password") {
+        command.env("PGPASSWORD", password);
+    }
+    let directory = durable::ensure_directory()?;
+    let file = |name: &str| directory.join(format!("{name}.{}", server::process_id()));
+    let (output, complaints) = (file("structure"), file("structure_errors"));
+    let open = |path: &Path| -> Result<File, DumpError> {
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(DumpError::Output)
+    };
+    let child = command
+        .args([
+            "--schema-only",
+            "--no-owner",
+            "--no-privileges",
+            "--no-publications",
+            "--no-subscriptions",
+            "--exclude-schema=ha",
+            "--encoding",
+            &server::encoding(),
+            "--dbname",
+            &parameters.to_conninfo(),
+        ])
+        .stdin(Stdio::null())
+        .stdout(open(&output)?)
+        .stderr(open(&complaints)?)
+        .spawn()
+        .map_err(|source| DumpError::Program { program, source })?;
+    let mut running = Running {
+        child,
+        output,
+        complaints,
+    };
+    let status = loop {
+        if let Some(status) = running.child.try_wait().map_err(DumpError::Output)? {
+            break status;
+        }
+        latch::pause(Duration::from_millis(20));
+    };
+    if !status.success() {
+        let said = fs::read_to_string(&running.complaints).map_err(DumpError::Output)?;
+        return Err(DumpError::Failed(without_secrets(&parameters, dsn, said.trim())));
+    }
+    let script = fs::read_to_string(&running.output).map_err(DumpError::Output)?;
+    Ok(within_transaction(&script))
+}
+
+fn without_secrets(parameters: &Conninfo, dsn: &str, text: &str) -> String {
+    let all = Conninfo::parse(dsn).ok();
+    all.as_ref()
+        .unwrap_or(parameters)
+        .iter()
+        .filter(|(keyword, value)| conninfo::is_secret(keyword) && value.len() > 2)
+        .fold(text.to_owned(), |text, (_, secret)| {
+            text.replace(secret, conninfo::MASK)
+        })
+}
+
+/// The settings that pg_dump changes for its script.
+const SETTINGS: [&str; 12] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+    "client_encoding",
+    "standard_conforming_strings",
+    "check_function_bodies",
+    "xmloption",
+    "client_min_messages",
+    "row_security",
+    "default_tablespace",
+    "default_table_access_method",
+];
+
+/// The script as part of a transaction: without what only psql understands, without the extension, which is here, and
+/// with settings that end with the transaction. Those of limits in time are left as they are.
+fn within_transaction(script: &str) -> String {
+    let line = |line: &str| -> Option<String> {
+        if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") {
+            return None;
+        }
+        if line.starts_with("CREATE EXTENSION IF NOT EXISTS pg_ha ")
+            || line.starts_with("COMMENT ON EXTENSION pg_ha ")
+        {
+            return None;
+        }
+        if line == "SELECT pg_catalog.set_config('search_path', '', false);" {
+            return Some("SELECT pg_catalog.set_config('search_path', '', true);".to_owned());
+        }
+        let setting = line.strip_prefix("SET ").and_then(|rest| {
+            SETTINGS
+                .iter()
+                .find(|name| rest.starts_with(&format!("{name} = ")))
+        });
+        match setting {
+            Some(name) if name.ends_with("_timeout") || *name == "client_encoding" => None,
+            Some(_) => Some(line.replacen("SET ", "SET LOCAL ", 1)),
+            None => Some(line.to_owned()),
+        }
+    };
+    script.lines().filter_map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within_transaction;
+
+    #[test]
+    fn a_script_becomes_part_of_a_transaction() {
+        let script = "\\restrict abc\nSET statement_timeout = 0;\nSET row_security = off;\n\
+                      SELECT pg_catalog.set_config('search_path', '', false);\n\
+                      CREATE EXTENSION IF NOT EXISTS pg_ha WITH SCHEMA public;\n\
+                      CREATE FUNCTION f() AS $$\nUPDATE t\nSET x = 1;\n$$;\n\\unrestrict abc";
+        assert_eq!(
+            within_transaction(script),
+            "SET LOCAL row_security = off;\nSELECT pg_catalog.set_config('search_path', '', true);\n\
+             CREATE FUNCTION f() AS $$\nUPDATE t\nSET x = 1;\n$$;"
+        );
+    }
+}
