@@ -135,11 +135,12 @@ fn read_pieces(from: &mut TcpStream, sender: &SyncSender<Piece>, link: Link, clo
 fn deliver(mut to: &TcpStream, receiver: &Receiver<Piece>, link: Link, carried: &AtomicU64) {
     while let Ok((due, bytes)) = receiver.recv() {
         wait::pause(due.saturating_duration_since(Instant::now()));
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        // Before they arrive: whoever has received them may look at the count at once.
+        carried.fetch_add(length, Ordering::Relaxed);
         if to.write_all(&bytes).is_err() {
             return;
         }
-        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        carried.fetch_add(length, Ordering::Relaxed);
         wait::pause(Duration::from_nanos(
             length * 1_000_000_000 / link.bytes_per_second.max(1),
         ));

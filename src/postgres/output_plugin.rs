@@ -3,7 +3,7 @@
 //! Logical decoding calls these in the walsender, in WAL order, a transaction at a time. They only move data between
 //! PostgreSQL's structures and [`crate::decoding::Session`], which decides what is sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -24,6 +24,8 @@ struct Plugin {
     /// Reset after every change: detoasted values and the results of output functions.
     scratch: pg_sys::MemoryContext,
     relations: HashMap<pg_sys::Oid, Published>,
+    /// For tables that stand above others in `relations`, which: they change with them.
+    below: HashMap<pg_sys::Oid, HashSet<pg_sys::Oid>>,
     datums: Vec<pg_sys::Datum>,
     nulls: Vec<bool>,
     /// Changes passed over since the last sign of life.
@@ -80,6 +82,7 @@ unsafe extern "C-unwind" fn startup(
             session,
             scratch,
             relations: HashMap::new(),
+            below: HashMap::new(),
             datums: Vec::new(),
             nulls: Vec::new(),
             silent: 0,
@@ -124,6 +127,9 @@ unsafe extern "C-unwind" fn change(
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         if !plugin.relations.contains_key(&oid) {
             let published = publication::describe(relation, &plugin.session);
+            for above in &published.above {
+                plugin.below.entry((*above).into()).or_default().insert(oid);
+            }
             plugin.relations.insert(oid, published);
         }
         let Plugin {
@@ -328,11 +334,18 @@ impl Plugin {
     fn forget_invalidated(&mut self) {
         match invalidation::take() {
             Invalidated::Nothing => {}
-            Invalidated::All => self.relations.clear(),
-            // What is sent under the name of a table above it changes with that.
-            Invalidated::Relations(changed) => self.relations.retain(|oid, known| {
-                !changed.contains(oid) && !known.above.iter().any(|above| changed.contains(&(*above).into()))
-            }),
+            Invalidated::All => {
+                self.relations.clear();
+                self.below.clear();
+            }
+            Invalidated::Relations(changed) => {
+                for oid in changed {
+                    self.relations.remove(&oid);
+                    for partition in self.below.remove(&oid).unwrap_or_default() {
+                        self.relations.remove(&partition);
+                    }
+                }
+            }
         }
     }
 }

@@ -372,3 +372,21 @@ pub(crate) unsafe fn insert_index_entries(
 pub(crate) const OTHER_TIMEOUTS: &[&core::ffi::CStr] = &[];
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 pub(crate) const OTHER_TIMEOUTS: &[&core::ffi::CStr] = &[c"transaction_timeout"];
+
+/// Ends this process. (The bindings of 18 do not say that the server's function never returns.)
+///
+/// # Safety
+/// In a process of the server, with nothing left that must be dropped.
+pub(crate) unsafe fn exit_process(code: i32) -> ! {
+    #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::proc_exit(code)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::proc_exit(code);
+        unreachable!("proc_exit never returns")
+    }
+}

@@ -8,6 +8,7 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgro
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::version;
 use crate::workers;
 
 /// An ERROR that was caught, after the transaction it happened in was given up.
@@ -167,7 +168,7 @@ pub(crate) fn heed_signals(code: i32) {
 /// Ends this worker. 0: for good; 1: to be started again (the supervisor only).
 pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: runs the exit callbacks and ends the process.
-    unsafe { pg_sys::proc_exit(code) }
+    unsafe { version::exit_process(code) }
 }
 
 /// Runs at the end of this process, however it ends short of a crash (which resets shared memory). What was registered
