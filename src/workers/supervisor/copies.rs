@@ -78,6 +78,10 @@ impl Tended {
             && let Some(area) = shared_state::area()
         {
             area.copies[place].release();
+            pgrx::log!(
+                "pg_ha cannot copy table {} yet: all max_worker_processes are in use",
+                table.qualified_name()
+            );
             self.next_start = now + Duration::from_millis(self.backoff.next().0);
             return self.next_start - now;
         }
