@@ -2,7 +2,7 @@
 //! failing. The others do not wait for it.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{Backoff, Millis};
@@ -34,6 +34,13 @@ impl Copies {
     pub(super) fn tend(&mut self, pending: &[PendingTable]) -> Duration {
         self.tables
             .retain(|id, _| pending.iter().any(|table| table.table_id == *id));
+        // Also those of tables that nobody wants any more.
+        let newest = crate::postgres::now() - START.as_micros() as i64;
+        for copy in copies::all() {
+            if copy.pid.load(Acquire) == 0 && copy.started_at.load(Relaxed) < newest {
+                copy.release();
+            }
+        }
         let now = Instant::now();
         let mut next = LOOK;
         for table in pending {
@@ -53,12 +60,9 @@ impl Copies {
 
 impl Tended {
     fn look(&mut self, table: &PendingTable, now: Instant) -> Duration {
-        if let Some(copy) = copies::find(table.subscription_id, table.table_id) {
-            let started = *self.started.get_or_insert(now);
-            if copy.pid.load(Acquire) != 0 || now.duration_since(started) < START {
-                return LOOK.min(START);
-            }
-            copy.release();
+        if copies::find(table.subscription_id, table.table_id).is_some() {
+            self.started.get_or_insert(now);
+            return LOOK;
         }
         if self.started.take().is_some() {
             self.next_start = now + Duration::from_millis(self.backoff.next().0);
