@@ -29,6 +29,9 @@ use crate::shared_state::{self, Status, layout};
 /// count.
 const QUEUE_SIZE: usize = 4 * 1024 * 1024;
 
+/// Time between two reports while messages keep coming: an answer to each would cost both sides more than it tells.
+const BUSY_REPORT: Duration = Duration::from_millis(50);
+
 /// How long an applier may take to start.
 const APPLIER_START: Duration = Duration::from_secs(10);
 
@@ -266,8 +269,10 @@ fn pump(
             }
             layout::Subscription::raise(&place.received_lsn, position);
             // A stream that never pauses must not keep the provider waiting for an answer.
-            reporter.report(place, reply).map_err(lost)?;
-            worker::heed_signals(0);
+            if reply || reporter.is_due() {
+                reporter.report(place, reply).map_err(lost)?;
+                worker::heed_signals(0);
+            }
         }
         if applier.is_gone(place) {
             return Err(Ended::ApplierGone);
@@ -359,6 +364,11 @@ impl Reporter {
             told: (0, 0, 0),
             at: Instant::now(),
         }
+    }
+
+    /// Whether the provider has not heard of us for a while, although messages keep coming.
+    fn is_due(&self) -> bool {
+        self.at.elapsed() >= BUSY_REPORT
     }
 
     /// Reports, and wants a sign of life back.

@@ -72,11 +72,12 @@ pub(crate) enum Opened {
 }
 
 impl Opened {
+    /// Opens a target that [`lock_table`] has locked.
     pub(crate) fn open(target: &target::Target) -> Opened {
         if target.partitioned {
             Opened::Partitioned(Box::new(partitioned::PartitionedTable::open(target)))
         } else {
-            Opened::Plain(Box::new(table::OpenTable::open(target)))
+            Opened::Plain(Box::new(table::OpenTable::open(target, true)))
         }
     }
 

@@ -112,7 +112,7 @@ impl Routed<'_> {
 impl PartitionedTable {
     /// Opens the table in the current transaction; its partitions as rows come to them.
     pub(crate) fn open(target: &Target) -> PartitionedTable {
-        let root = OpenTable::open(target);
+        let root = OpenTable::open(target, true);
         // SAFETY: as apply_handle_tuple_routing of PostgreSQL's own worker: a node without a plan.
         unsafe {
             let previous = pg_sys::MemoryContextSwitchTo((*root.estate).es_query_cxt);
@@ -373,7 +373,7 @@ impl PartitionedTable {
         // SAFETY: what is opened lives in the memory of the table above, which is closed after its partitions.
         let table = unsafe {
             let previous = pg_sys::MemoryContextSwitchTo((*self.root.estate).es_query_cxt);
-            let table = OpenTable::open(&leaf_target);
+            let table = OpenTable::open(&leaf_target, false);
             pg_sys::MemoryContextSwitchTo(previous);
             table
         };

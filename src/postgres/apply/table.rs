@@ -53,14 +53,23 @@ pub(super) enum Updated {
 pub(super) struct Entered(pg_sys::MemoryContext);
 
 impl OpenTable {
-    /// Opens the table, its indexes and an executor state, in the current transaction.
-    pub(crate) fn open(target: &Target) -> OpenTable {
+    /// Opens the table and an executor state, in the current transaction. `locked`: it has been locked already
+    /// ([`super::lock_table`]).
+    pub(crate) fn open(target: &Target, locked: bool) -> OpenTable {
         // SAFETY: in a transaction; the objects belong to the state's memory context, which lives as long as the
         // transaction does.
         unsafe {
-            let relation = pg_sys::table_open(target.oid, pg_sys::RowExclusiveLock as i32);
+            let lock = if locked {
+                pg_sys::NoLock
+            } else {
+                pg_sys::RowExclusiveLock
+            };
+            let relation = pg_sys::table_open(target.oid, lock as i32);
             // Planning a default may run a function that reads.
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let plans = !target.defaulted.is_empty();
+            if plans {
+                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            }
             let estate = version::executor_state(relation);
             let previous = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
             let result: *mut pg_sys::ResultRelInfo =
@@ -104,7 +113,9 @@ impl OpenTable {
                 })
                 .collect();
             pg_sys::MemoryContextSwitchTo(previous);
-            pg_sys::PopActiveSnapshot();
+            if plans {
+                pg_sys::PopActiveSnapshot();
+            }
             // Those of a partitioned table fire for its partitions, which have copies of their own.
             let has_triggers = !target.partitioned && !(*relation).trigdesc.is_null();
             let constraints = (*desc).constr;
