@@ -7,6 +7,7 @@ use super::support::{add_everywhere, disable, enable, refused};
 use crate::cluster::{Cluster, Plan};
 use crate::compare;
 use crate::scenario::{Scenario, Stage};
+use crate::sql::literal;
 use crate::wait::{self, PATIENCE, Probe};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -30,6 +31,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "mixed_sets_drops",
         story: "a node or subscription is dropped half: others still need it, or its slot keeps WAL for ever",
         run: drops,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
+        name: "mixed_sets_rebuilt_node",
+        story: "a node made anew under an old id has the old server's WAL positions held against it: its rows are skipped",
+        run: rebuilt_node,
         needs: &[],
         stock: false,
         weight: 1,
@@ -241,4 +250,56 @@ fn drops(stage: &Stage) -> Result<()> {
     cluster.create_node(three)?;
     cluster.subscribe(1, 3)?;
     cluster.wait_status(three, "sub_n3_n1", "replicating")
+}
+
+/// n1 dies for good; another server takes its id. Its WAL begins far below where n1's was when n2 applied it.
+fn rebuilt_node(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3))?;
+    cluster.create_database()?;
+    cluster.everywhere("CREATE EXTENSION pg_ha")?;
+    cluster.everywhere(TABLES)?;
+    let (one, two, three) = (cluster.node(1)?, cluster.node(2)?, cluster.node(3)?);
+    let database = cluster.database.as_str();
+    cluster.create_node(one)?;
+    cluster.create_node(two)?;
+    for node in [one, two] {
+        node.exec(database, "SELECT ha.repset_add_table('default', 'a')")?;
+    }
+    let old = cluster.subscribe(1, 2)?;
+    for id in 1..=3 {
+        one.exec(database, &format!("INSERT INTO a VALUES ({id}, 1)"))?;
+        one.exec(database, "SELECT pg_switch_wal()")?;
+    }
+    one.exec(database, "INSERT INTO a VALUES (4, 1)")?;
+    cluster.sync(1, 2)?;
+    let lsn = |sql: &str, node: &crate::node::Node| node.text(database, sql);
+    let applied = lsn("SELECT max(remote_lsn) FROM pg_replication_origin_status", two)?;
+    let below = lsn(&format!("SELECT pg_current_wal_lsn() < '{applied}'"), three)?;
+    ensure!(
+        below == "t",
+        "n3's WAL must be below {applied} for this test to mean anything"
+    );
+
+    two.exec(database, &format!("SELECT ha.sub_drop('{old}')"))?;
+    two.exec(database, "SELECT ha.node_drop('n1')")?;
+    let dsn = literal(&three.dsn(database));
+    three.exec(
+        database,
+        &format!("SELECT ha.node_create('n3', {dsn}, node_id => 1)"),
+    )?;
+    three.exec(database, "SELECT ha.repset_add_table('default', 'a')")?;
+    cluster.subscribe(3, 2)?;
+    three.exec(database, "INSERT INTO a VALUES (5, 5)")?;
+    cluster.sync(3, 2)?;
+    let rows = two.text(database, "SELECT string_agg(id::text, ',' ORDER BY id) FROM a")?;
+    ensure!(rows == "1,2,3,4,5", "n2 has the rows {rows}, wanted 1 to 5");
+    let origins = two.text(
+        database,
+        "SELECT count(*)::text FROM ha.origin_ids WHERE node_id = 1",
+    )?;
+    ensure!(
+        origins == "2",
+        "n2 knows {origins} origins under id 1, wanted one for each server"
+    );
+    Ok(())
 }
