@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod conflict;
+pub mod convergence;
 pub mod options;
 pub mod pattern;
 pub mod progress;

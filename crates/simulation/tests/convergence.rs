@@ -1,0 +1,53 @@
+//! Histories by the thousand.
+//!
+//! `PG_HA_SEED=N` replays one, `PG_HA_HISTORIES=N` says how many.
+#![expect(clippy::print_stdout, reason = "what was found, for people")]
+
+use pg_ha_simulation::convergence::{Breakage, Summary, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn all_nodes_end_alike() {
+    let seeds = match number("PG_HA_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PG_HA_HISTORIES").unwrap_or(2000),
+    };
+    let mut failed = Vec::new();
+    let mut total = Summary::default();
+    for seed in seeds.clone() {
+        match run(seed, Breakage::None) {
+            Ok(summary) => {
+                total.transactions += summary.transactions;
+                total.conflicts += summary.conflicts;
+                total.refused += summary.refused;
+                total.asked += summary.asked;
+            }
+            Err(difference) => {
+                if failed.is_empty() {
+                    println!("seed {seed}:\n{difference}");
+                }
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{} histories: {total:?}", seeds.end - seeds.start);
+    let first = failed.first().copied().unwrap_or_default();
+    assert!(
+        failed.is_empty(),
+        "{} seeds failed: {:?}; replay one with\n    PG_HA_SEED={first} cargo test -p pg_ha_simulation --test convergence all_nodes",
+        failed.len(),
+        failed.iter().take(20).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn broken_rules_are_found_out() {
+    for broken in Breakage::ALL {
+        let found = (0..3000).find(|seed| run(*seed, broken).is_err());
+        println!("{broken:?}: {found:?}");
+        assert!(found.is_some(), "no history notices {broken:?}");
+    }
+}
