@@ -53,12 +53,14 @@ pub enum Kind {
     MoveAway,
     /// The new key of a row whose key was changed.
     MoveHere,
+    /// A change whose row the provider no longer has, see [`Change::gone`].
+    Gone,
 }
 
 impl Kind {
     /// Whether the key has no row afterwards.
     pub fn deletes(self) -> bool {
-        matches!(self, Kind::Delete | Kind::MoveAway)
+        matches!(self, Kind::Delete | Kind::MoveAway | Kind::Gone)
     }
 }
 
@@ -76,10 +78,43 @@ pub struct Change {
     pub step: u32,
     /// The newest delete of the key that its writer knew. Only tables with merge columns need it.
     pub after: Option<Death>,
-    /// Deletes up to this time were known to its writer's node, and need no longer be told in `after`.
+    /// Deletes up to this time were known to its writer's node, and need not be told in `after`.
     pub settled: PgTimestamp,
     /// Some of its columns are [`crate::codec::Column::Unchanged`].
     pub incomplete: bool,
+}
+
+impl Change {
+    /// The change with the row that the provider has now, after [`Outcome::NeedRow`]; `version` is that row's true one,
+    /// none if the provider's store no longer knows it.
+    pub fn with_row(self, version: Option<Version>) -> Change {
+        Change {
+            row_version: version.map_or(self.version, |version| version.max(self.version)),
+            incomplete: false,
+            ..self
+        }
+    }
+
+    /// The change when the provider has no row of its key any more, after [`Outcome::NeedRow`]: a delete. It cannot be
+    /// left out: its writer's next change tells that it has been seen. `death` is the newest delete that the provider
+    /// remembers; without one (in tables without merge columns it may be forgotten already) it is as if the change
+    /// itself had deleted, since a later delete is on its way.
+    pub fn gone(self, death: Option<Death>, rules: &Rules) -> Change {
+        let death = death
+            .filter(|death| rules.merges || death.version >= self.version)
+            .unwrap_or(Death {
+                version: self.version,
+                step: self.step,
+            });
+        Change {
+            kind: Kind::Gone,
+            version: death.version,
+            row_version: death.version,
+            step: death.step,
+            incomplete: false,
+            ..self
+        }
+    }
 }
 
 /// A local row's version.
@@ -181,8 +216,8 @@ pub enum Outcome {
     /// Carry this out.
     Do(Plan),
     /// Columns that came unchanged cannot be taken from here. Ask the provider for the row as it is there now (plain
-    /// columns and true version) and resolve again with [`Change::row_version`] and without `incomplete`. If the
-    /// provider has no such row any more there is nothing to do: the delete is on its way.
+    /// columns and true version) and resolve again: [`Change::with_row`], or [`Change::gone`] if it has none. The clock
+    /// floor rises to [`Change::row_version`] then: what is written here from now on has seen the answer.
     NeedRow,
     /// The table's resolver for this type is a function: call it, then [`Resolver::ApplyRemote`] or
     /// [`Resolver::KeepLocal`] take its place.

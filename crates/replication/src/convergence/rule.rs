@@ -80,7 +80,8 @@ fn delete(change: &Change, standing: &Standing, rules: &Rules, known: &Knowledge
         };
         return Outcome::Do(Plan {
             death: newest.then_some(death),
-            conflict: anomaly.then(|| conflict(ConflictType::DeleteMissing, Resolution::Skip)),
+            conflict: (anomaly && change.kind != Kind::Gone)
+                .then(|| conflict(ConflictType::DeleteMissing, Resolution::Skip)),
             ..nothing(standing)
         });
     };
@@ -254,7 +255,7 @@ fn meets(kind: Kind) -> ConflictType {
         Kind::Insert => ConflictType::InsertExists,
         Kind::MoveHere => ConflictType::UpdateExists,
         Kind::Update => ConflictType::UpdateOriginDiffers,
-        Kind::Delete | Kind::MoveAway => ConflictType::DeleteOriginDiffers,
+        Kind::Delete | Kind::MoveAway | Kind::Gone => ConflictType::DeleteOriginDiffers,
     }
 }
 

@@ -120,14 +120,24 @@ impl World {
         let mut outcome = resolve(&change, &standing, &rules, &known);
         if outcome == Outcome::NeedRow {
             self.asked += 1;
-            let Some(there) = self.nodes.get(from).and_then(|node| node.candidate(step.key)) else {
-                return;
-            };
-            if let RowVersion::Known(version) = there.version {
-                change.row_version = change.row_version.max(version);
+            let there = self.nodes.get(from);
+            match there.and_then(|node| node.candidate(step.key)) {
+                Some(row) => {
+                    change = change.with_row(match row.version {
+                        RowVersion::Known(version) => Some(version),
+                        RowVersion::NotAfter(_) => None,
+                    });
+                    brought = row;
+                }
+                None => change = change.gone(there.and_then(|node| node.death(step.key)), &rules),
             }
-            change.incomplete = false;
-            brought = there;
+            // What is written here from now on has seen the answer.
+            let learned = change.row_version.timestamp.0;
+            if let Some(node) = self.nodes.get_mut(place)
+                && self.broken != Breakage::AnswerBelowFloor
+            {
+                node.state.floor = node.state.floor.max(learned);
+            }
             outcome = resolve(&change, &standing, &rules, &known);
         }
         match outcome {

@@ -31,13 +31,15 @@ pub enum Breakage {
     TruncateTakesAll,
     /// A writer's knowledge of deletes is forgotten as early as in tables without merge columns.
     ForgetsBeforeAcknowledged,
+    /// A row that was asked for does not raise the clock floor.
+    AnswerBelowFloor,
     /// Versions are not compared: the last to come wins.
     LastToCome,
 }
 
 impl Breakage {
     /// All that are broken.
-    pub const ALL: [Breakage; 14] = [
+    pub const ALL: [Breakage; 15] = [
         Breakage::TieByNode,
         Breakage::ForgottenDeletes,
         Breakage::FrozenIsNewest,
@@ -51,6 +53,7 @@ impl Breakage {
         Breakage::LosersNotMerged,
         Breakage::TruncateTakesAll,
         Breakage::ForgetsBeforeAcknowledged,
+        Breakage::AnswerBelowFloor,
         Breakage::LastToCome,
     ];
 }
