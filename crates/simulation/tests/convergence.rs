@@ -45,9 +45,19 @@ fn all_nodes_end_alike() {
 
 #[test]
 fn broken_rules_are_found_out() {
+    let mut unnoticed = Vec::new();
     for broken in Breakage::ALL {
-        let found = (0..3000).find(|seed| run(*seed, broken).is_err());
+        // These two take a rare meeting of three nodes: a known history instead of a long search.
+        let seeds = match broken {
+            Breakage::AnswerBelowFloor => 21823..21824,
+            Breakage::AnswerNotTold => 128248..128249,
+            _ => 0..5000,
+        };
+        let found = seeds.clone().find(|seed| run(*seed, broken).is_err());
         println!("{broken:?}: {found:?}");
-        assert!(found.is_some(), "no history notices {broken:?}");
+        if found.is_none() {
+            unnoticed.push(broken);
+        }
     }
+    assert!(unnoticed.is_empty(), "no history notices {unnoticed:?}");
 }

@@ -22,7 +22,7 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
-use pg_ha_model::PgTimestamp;
+use pg_ha_model::{NodeId, PgTimestamp};
 
 use crate::conflict::{Conflict, ConflictType, Version};
 
@@ -85,11 +85,18 @@ pub struct Change {
 }
 
 impl Change {
-    /// The change with the row that the provider has now, after [`Outcome::NeedRow`]; `version` is that row's true one,
-    /// none if the provider's store no longer knows it.
-    pub fn with_row(self, version: Option<Version>) -> Change {
+    /// The change with the row that the provider has now, after [`Outcome::NeedRow`], and that row's true version.
+    pub fn with_row(self, version: RowVersion) -> Change {
+        let version = match version {
+            RowVersion::Known(version) => version,
+            // Among all changes up to then it is the newest.
+            RowVersion::NotAfter(timestamp) => Version {
+                timestamp,
+                origin: NodeId::MAX,
+            },
+        };
         Change {
-            row_version: version.map_or(self.version, |version| version.max(self.version)),
+            row_version: version.max(self.version),
             incomplete: false,
             ..self
         }
@@ -149,7 +156,8 @@ pub struct Knowledge {
     pub row_saw: bool,
     /// The writer of the remembered delete had seen the change.
     pub death_saw: bool,
-    /// All that the change's writer had seen is applied here.
+    /// All that the change's writer had seen is applied here: what its stream told of each origin, and up to
+    /// [`Change::row_version`] of what it had asked for, everything of every origin.
     pub complete: bool,
     /// Every change that can still arrive was written by a node that knew all deletes up to this time: the least of what
     /// all origins' streams told as [`Change::settled`], and of what is settled here. Only tables with merge columns need

@@ -71,6 +71,9 @@ impl Resolver {
 pub struct Resolvers([Resolver; ConflictType::ALL.len()]);
 
 impl Resolvers {
+    /// What every table begins with.
+    pub const LAST_UPDATE_WINS: Resolvers = Resolvers([Resolver::LastUpdateWins; ConflictType::ALL.len()]);
+
     /// The same for every type.
     pub fn all(resolver: Resolver) -> Resolvers {
         Resolvers([resolver; ConflictType::ALL.len()])

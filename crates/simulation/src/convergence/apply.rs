@@ -123,16 +123,18 @@ impl World {
             let there = self.nodes.get(from);
             match there.and_then(|node| node.candidate(step.key)) {
                 Some(row) => {
-                    change = change.with_row(match row.version {
-                        RowVersion::Known(version) => Some(version),
-                        RowVersion::NotAfter(_) => None,
-                    });
+                    change = change.with_row(row.version);
                     brought = row;
                 }
                 None => change = change.gone(there.and_then(|node| node.death(step.key)), &rules),
             }
             // What is written here from now on has seen the answer.
             let learned = change.row_version.timestamp.0;
+            if let Some(node) = self.nodes.get_mut(place)
+                && self.broken != Breakage::AnswerNotTold
+            {
+                node.state.ahead = node.state.ahead.max(learned);
+            }
             if let Some(node) = self.nodes.get_mut(place)
                 && self.broken != Breakage::AnswerBelowFloor
             {
@@ -203,6 +205,7 @@ impl World {
             progress
                 .zip(seen)
                 .all(|((origin, here), there)| origin == from || here >= there)
+                && node.has_all_but(from) >= transaction.ahead
         });
         let (saw_row, row_saw) = match standing.row {
             Some(RowVersion::Known(version)) => (saw(version), seen_by(version)),

@@ -33,13 +33,15 @@ pub enum Breakage {
     ForgetsBeforeAcknowledged,
     /// A row that was asked for does not raise the clock floor.
     AnswerBelowFloor,
+    /// A writer does not tell what it had asked for.
+    AnswerNotTold,
     /// Versions are not compared: the last to come wins.
     LastToCome,
 }
 
 impl Breakage {
     /// All that are broken.
-    pub const ALL: [Breakage; 15] = [
+    pub const ALL: [Breakage; 16] = [
         Breakage::TieByNode,
         Breakage::ForgottenDeletes,
         Breakage::FrozenIsNewest,
@@ -54,6 +56,7 @@ impl Breakage {
         Breakage::TruncateTakesAll,
         Breakage::ForgetsBeforeAcknowledged,
         Breakage::AnswerBelowFloor,
+        Breakage::AnswerNotTold,
         Breakage::LastToCome,
     ];
 }

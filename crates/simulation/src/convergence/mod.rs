@@ -90,6 +90,8 @@ pub struct Transaction {
     pub seen_times: Vec<i64>,
     /// Up to here its writer's node had applied everything.
     pub settled: i64,
+    /// What its writer's node had asked for is not newer than this; `i64::MIN` where `seen` covers it.
+    pub ahead: i64,
     /// What it did.
     pub steps: Vec<Step>,
 }

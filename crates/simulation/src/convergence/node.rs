@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) told: Vec<i64>,
     /// The newest commit time on this node, local or applied.
     pub(super) floor: i64,
+    /// The newest version of what was asked for.
+    pub(super) ahead: i64,
     /// The commit-timestamp store knows nothing older.
     frozen: i64,
     /// Up to here deletes were forgotten because they were too many.
@@ -91,6 +93,7 @@ impl Node {
             heard: vec![i64::MIN; nodes],
             told: vec![i64::MIN; nodes],
             floor: 0,
+            ahead: i64::MIN,
             frozen: i64::MIN,
             forgotten: i64::MIN,
             next_stamp: 0,
@@ -291,6 +294,13 @@ impl Node {
     /// Nothing of other nodes that is as old as this can still arrive.
     pub(super) fn settled(&self) -> i64 {
         settled(&self.state, self.id)
+    }
+
+    /// Up to here everything is applied, that of one node left aside.
+    pub(super) fn has_all_but(&self, place: usize) -> i64 {
+        let heard = self.others().filter(|other| *other != place);
+        let heard = heard.filter_map(|other| self.state.heard.get(other));
+        heard.min().copied().unwrap_or(i64::MAX)
     }
 
     /// Every change that can still arrive was written by a node that knew all deletes up to this.

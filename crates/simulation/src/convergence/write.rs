@@ -30,6 +30,11 @@ impl World {
             seen: node.state.progress.clone(),
             seen_times: node.state.applied.clone(),
             settled: node.settled(),
+            ahead: if node.state.ahead > node.settled() {
+                node.state.ahead
+            } else {
+                i64::MIN
+            },
             steps: Vec::new(),
         };
         if self.random.percent(self.settings.truncates) {
