@@ -37,7 +37,7 @@ fn all_nodes_end_alike() {
     let first = failed.first().copied().unwrap_or_default();
     assert!(
         failed.is_empty(),
-        "{} seeds failed: {:?}; replay one with\n    PG_HA_SEED={first} cargo test -p pg_ha_simulation --test convergence all_nodes",
+        "{} seeds failed: {:?}; replay one with\n    cargo verify --parts simulation --seed {first}",
         failed.len(),
         failed.iter().take(20).collect::<Vec<_>>(),
     );

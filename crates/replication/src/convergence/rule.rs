@@ -120,7 +120,7 @@ fn next_life(change: &Change, standing: &Standing, known: &Knowledge) -> Outcome
     if change.incomplete {
         return Outcome::NeedRow;
     }
-    let lost = standing.row.is_some() && !known.saw_row;
+    let lost = matches!(standing.row, Some(RowVersion::Known(_))) && !known.saw_row;
     Outcome::Do(Plan {
         write: match standing.row {
             Some(_) => Write::Update,
