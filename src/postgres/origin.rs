@@ -1,10 +1,24 @@
 //! Replication origins: the server's own bookkeeping of how far each origin has been applied, atomic with the data.
 
+use std::cell::Cell;
 use std::ffi::CString;
 
 use pgrx::pg_sys;
 
 use super::version;
+
+thread_local! {
+    /// The origin that this process has set up.
+    static SET_UP: Cell<Option<Origin>> = const { Cell::new(None) };
+}
+
+/// Lets go of the origin that is set up, if any.
+fn leave_session() {
+    if SET_UP.take().is_some() {
+        // SAFETY: there is one.
+        unsafe { pg_sys::replorigin_session_reset() };
+    }
+}
 
 /// A replication origin of this server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,14 +56,50 @@ impl Origin {
         unsafe { pg_sys::replorigin_get_progress(self.0, true) }
     }
 
-    /// Makes this process the one that advances the origin, by [`super::apply::commit`]. Raises when another process
-    /// does already.
+    /// How far it has been applied, durably or not.
+    pub(crate) fn progress(self) -> u64 {
+        // SAFETY: reads shared memory.
+        unsafe { pg_sys::replorigin_get_progress(self.0, false) }
+    }
+
+    /// Makes this process the one that advances the origin, by [`super::apply::commit`], instead of the one it advanced
+    /// before. Raises when another process does already, or when the server has no room for it. Outside a transaction,
+    /// or before its first change.
     pub(crate) fn use_in_session(self) {
-        // SAFETY: at most once in a worker's life; what is stamped on commits is exactly what is set up.
+        thread_local! {
+            static REGISTERED: Cell<bool> = const { Cell::new(false) };
+        }
+        if SET_UP.get() == Some(self) {
+            return;
+        }
+        leave_session();
+        // SAFETY: none is set up; what is stamped on commits is exactly what is set up.
         unsafe { version::origin_session_setup(self.0) };
-        // Registered after the process connected to its database, so that it runs before the transaction that a
-        // FATAL error interrupts is aborted.
-        super::worker::at_exit(|_| Origin::stamp_nothing(), 0);
+        SET_UP.set(Some(self));
+        if !REGISTERED.replace(true) {
+            // Registered after the process connected to its database, so that it runs before the transaction that a
+            // FATAL error interrupts is aborted.
+            super::worker::at_exit(|_| Origin::stamp_nothing(), 0);
+        }
+    }
+
+    /// Notes that everything of the origin up to this position is dealt with, though no commit says so; returns where
+    /// the record of it ends. Nothing that it rests on may be younger than that. Outside a transaction. Raises when
+    /// another process advances the origin.
+    pub(crate) fn advance(self, position: u64) -> u64 {
+        // Not even this process may have it set up.
+        if SET_UP.get() == Some(self) {
+            leave_session();
+        }
+        // SAFETY: the first call writes the record, the second one tells where it ends, for who asks how much of the
+        // WAL has to be on disk before this progress may be relied on; the WAL writer takes it there in its time.
+        unsafe {
+            pg_sys::replorigin_advance(self.0, position, 0, false, true);
+            let end = pg_sys::XactLastRecEnd;
+            pg_sys::replorigin_advance(self.0, position, end, false, false);
+            pg_sys::XLogSetAsyncXactLSN(end);
+            end
+        }
     }
 
     /// Ends the stamping of commits: what this process commits or aborts from here on is local.

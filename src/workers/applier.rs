@@ -13,6 +13,7 @@ mod gates;
 mod report;
 pub(super) mod tables;
 pub(super) mod transaction;
+mod ways;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, latch};
+use crate::settings;
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_DATA};
 use gates::Gates;
@@ -42,6 +44,11 @@ const WAKE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Shortest time between two writings of what the provider had seen.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two writings of how far the stream is, where its transactions do not say so, and between two
+/// looks for what need not be remembered any more.
+const PLACE_PAUSE: Duration = Duration::from_secs(1);
+const FORGET_PAUSE: Duration = Duration::from_secs(10);
 
 /// Longest idle wait.
 const IDLE: Duration = Duration::from_secs(10);
@@ -150,10 +157,20 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
     let mut published = saved;
+    let (mut placed, mut forgot) = (saved, saved);
     loop {
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.tracker.applied().0, apply.tables())?;
+            if placed.elapsed() >= PLACE_PAUSE {
+                placed = Instant::now();
+                apply.keep_place(positions.tracker.flush().0)?;
+            }
+            if forgot.elapsed() >= FORGET_PAUSE {
+                forgot = Instant::now();
+                let retention = settings::duplicate_retention().as_micros() as i64;
+                apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+            }
         }
         match queue.take() {
             Taken::Message(message) => {

@@ -9,6 +9,7 @@ mod conflict_lww;
 mod copies;
 mod crash_apply;
 mod false_missing;
+mod forwarding;
 mod least_privilege_tls;
 mod mixed_sets;
 mod one_way;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         walkthrough::SCENARIOS,
         copies::SCENARIOS,
         crash_apply::SCENARIOS,
+        forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
         apply_stops::SCENARIOS,

@@ -6,10 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use pg_ha_model::{NodeId, PgTimestamp};
 use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
+use pg_ha_replication::once::{self, Arrival, Change, Kind, Verdict};
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
 use super::tables::{Tables, TruncateError};
+use super::ways::{Lane, Lanes, Rivals, Stray};
+use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
@@ -44,8 +47,10 @@ pub(super) enum Failure {
     Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
-    #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
+    #[error("the stream brought a transaction of node {0}, which cannot come this way")]
     ForeignOrigin(NodeId),
+    #[error("the ways of changes could not be read: {0}")]
+    Ways(String),
 }
 
 /// A remote transaction that is being applied.
@@ -56,6 +61,11 @@ struct Open {
     version: Version,
     /// Nothing of it is applied: it was already, before a restart.
     skip: bool,
+    lane: Lane,
+    /// The provider's number for the lane, 0 for its own transactions.
+    lane_number: u16,
+    /// Where other subscriptions can bring it too.
+    arrival: Option<Arrival>,
     changes: u64,
 }
 
@@ -68,10 +78,11 @@ pub(super) struct Apply {
     asked_to_copy: bool,
     here: NodeId,
     provider: NodeId,
-    /// What commits are stamped with.
-    stamp: Origin,
-    /// Up to here the origin's transactions are applied.
-    progress: u64,
+    /// What commits are stamped with, and up to where transactions are applied.
+    lanes: Lanes,
+    rivals: Rivals,
+    /// Transactions have come that did not move the progress of the provider's own.
+    place_is_old: bool,
     /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
@@ -102,8 +113,17 @@ impl Apply {
             asked_to_copy: false,
             here,
             provider,
-            stamp,
-            progress,
+            lanes: Lanes::new(
+                here,
+                provider,
+                &subscription.provider_uid,
+                Lane {
+                    origin: stamp,
+                    progress,
+                },
+            ),
+            rivals: Rivals::new(subscription.id, &subscription.provider_uid),
+            place_is_old: false,
             origins: HashMap::new(),
             check: StreamCheck::new(),
             checked: 0,
@@ -188,7 +208,7 @@ impl Apply {
                 });
             }
             Message::Begin(begin) => self.begin(begin)?,
-            Message::Commit(commit) => self.commit(commit, progress),
+            Message::Commit(commit) => self.commit(commit, progress)?,
             Message::Relation(relation) => self.tables.describe(relation),
             Message::Insert(insert) => {
                 self.row(
@@ -250,16 +270,27 @@ impl Apply {
     }
 
     fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
-        if begin.origin != self.provider {
-            return Err(Failure::ForeignOrigin(begin.origin));
-        }
+        self.rivals.attend().map_err(Failure::Ways)?;
+        let lane = *self.lanes.of(begin).map_err(|stray| match stray {
+            Stray::Origin(origin) => Failure::ForeignOrigin(origin),
+            Stray::Catalog(error) => Failure::Ways(error),
+        })?;
         for seen in begin.seen.iter() {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
-        let skip = begin.origin_lsn.0 <= self.progress;
+        let skip = begin.origin_lsn.0 <= lane.progress;
+        let mut arrival = None;
         if !skip {
+            lane.origin.use_in_session();
             apply::begin();
+            if self.rivals.share(begin.origin) {
+                arrival = Some(self.rivals.meet(TransactionId {
+                    origin: begin.origin,
+                    position: begin.origin_lsn.0,
+                    time: begin.commit_ts,
+                })?);
+            }
         }
         self.open = Some(Open {
             xid: begin.xid,
@@ -270,27 +301,75 @@ impl Apply {
                 origin: begin.origin,
             },
             skip,
+            lane,
+            lane_number: begin.lane,
+            arrival,
             changes: 0,
         });
         Ok(())
     }
 
-    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) {
-        let Some(open) = self.open.take() else { return };
+    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         if open.skip {
             progress.received(commit.end_lsn.0);
-            return;
+            return Ok(());
         }
-        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
-        self.progress = open.origin_lsn;
+        if let Some(arrival) = &open.arrival
+            && !arrival.applied().is_empty()
+        {
+            let id = TransactionId {
+                origin: open.version.origin,
+                position: open.origin_lsn,
+                time: open.version.timestamp,
+            };
+            worker::with_latest_snapshot(|| applied_changes::note(id, arrival.applied()))?;
+        }
+        let written = apply::has_written();
+        let stamp = open.lane.origin;
+        let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
+        if !written && (open.lane_number != 0 || open.arrival.is_some()) {
+            // What others have applied of it is before this record in the WAL: once the record is safe, so is that.
+            local_end = stamp.advance(open.origin_lsn);
+        }
+        self.lanes
+            .passed(&open.version.origin, open.lane_number, open.origin_lsn);
+        if open.lane_number == 0 {
+            self.place_is_old = false;
+        } else {
+            self.place_is_old = true;
+            // The provider had it when it wrote what follows.
+            self.seen.advance(open.version.origin, open.version.timestamp);
+            self.seen_changed = true;
+        }
         if core::mem::take(&mut self.asked_to_copy) {
             shared_state::catalog_changed();
         }
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         progress.committed(open.end_lsn, local_end);
+        Ok(())
+    }
+
+    /// Moves the progress of the provider's own transactions to what is durable here, where only others' have come: the
+    /// stream starts from there. Between two transactions.
+    pub(super) fn keep_place(&mut self, durable: u64) -> Result<(), String> {
+        let own = self.lanes.own;
+        if durable > own.progress && (self.place_is_old || self.rivals.share(self.provider)) {
+            worker::catch(|| own.origin.advance(durable)).map_err(|caught| caught.describe())?;
+            self.lanes.own.progress = durable;
+            self.place_is_old = false;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was noted of changes that cannot come again.
+    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
+        self.rivals.forget(oldest)
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
@@ -304,7 +383,7 @@ impl Apply {
         self.tables.close();
         let mut ids = Vec::with_capacity(all);
         for id in truncate.relations.iter() {
-            if self.tables.may_truncate(id, end_lsn)? {
+            if self.tables.may_truncate(id, end_lsn)? && self.is_new(id)? {
                 ids.push(id);
             }
         }
@@ -332,6 +411,21 @@ impl Apply {
         Ok(())
     }
 
+    /// Whether the emptying of a table in the open transaction has not come by another way.
+    fn is_new(&mut self, relation: u32) -> Result<bool, Failure> {
+        let Some(arrival) = self.open.as_mut().and_then(|open| open.arrival.as_mut()) else {
+            return Ok(true);
+        };
+        let shape = self.tables.shape(relation)?;
+        let verdict = arrival.meet(Change {
+            digest: shape.truncate(),
+            relation,
+            keyed: shape.is_keyed(),
+            kind: Kind::Truncate,
+        });
+        Ok(verdict != Verdict::Skip)
+    }
+
     fn row(
         &mut self,
         relation: u32,
@@ -342,15 +436,45 @@ impl Apply {
         if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
         }
+        let verdict = match &mut open.arrival {
+            None => Verdict::Apply,
+            Some(arrival) => {
+                let shape = self.tables.shape(relation)?;
+                let (old, new) = change.rows();
+                arrival.meet(Change {
+                    digest: shape.row(operation, old, new),
+                    relation,
+                    keyed: shape.is_keyed(),
+                    kind: Kind::Row(operation),
+                })
+            }
+        };
+        if verdict == Verdict::Skip {
+            return Ok(());
+        }
         open.changes += 1;
-        let remote = open.version;
+        let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
         let (target, table, counters) = self.tables.open(relation)?;
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
         let decision = table.apply(target, change, &mut |found| {
             let local = local(found, origins, here);
             standing = Some(local);
-            conflict::decide(operation, remote, local, |version| seen.covers(version))
+            if let Some(overtaken) = once::overtaken(verdict, remote, local) {
+                return overtaken;
+            }
+            // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
+            let decision = conflict::decide(operation, remote, local, |version| {
+                seen.covers(version) || forwarded && version.origin == provider
+            });
+            match verdict {
+                Verdict::Apply | Verdict::Late => decision,
+                // It was judged, and told of, when it first came.
+                Verdict::Again | Verdict::Remains | Verdict::Skip => Decision {
+                    conflict: None,
+                    ..decision
+                },
+            }
         })?;
         if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
             self.conflicts
