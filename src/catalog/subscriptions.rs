@@ -69,13 +69,15 @@ pub(crate) fn by_name(name: &str) -> Result<Option<Subscription>, Error> {
     Ok(all()?.into_iter().find(|subscription| subscription.name == name))
 }
 
-/// Adds a subscription; returns its id. The `id` given is not looked at.
-pub(crate) fn insert(subscription: &Subscription) -> Result<i32, Error> {
+/// Adds a subscription whose slot begins at this position of the provider; returns its id. The `id` given is not looked
+/// at.
+pub(crate) fn insert(subscription: &Subscription, slot_lsn: u64) -> Result<i32, Error> {
     write(
         "INSERT INTO ha.subscription_catalog \
              (subscription_name, provider_node_id, provider_dsn, slot_name, enabled, replication_sets, \
-              forward_origins, apply_delay, options) \
-         VALUES ($1::text::name, $2, $3, $4::text::name, $5, $6, $7, $8 * interval '1 microsecond', $9) \
+              forward_origins, apply_delay, options, slot_lsn) \
+         VALUES ($1::text::name, $2, $3, $4::text::name, $5, $6, $7, $8 * interval '1 microsecond', $9, \
+                 '0/0'::pg_lsn + $10::numeric) \
          RETURNING subscription_id",
         &[
             subscription.name.as_str().into(),
@@ -87,6 +89,7 @@ pub(crate) fn insert(subscription: &Subscription) -> Result<i32, Error> {
             subscription.forward_origins.clone().into(),
             subscription.apply_delay.into(),
             JsonB(subscription.options.to_json()).into(),
+            slot_lsn.cast_signed().into(),
         ],
         |row| row.get(1),
     )?

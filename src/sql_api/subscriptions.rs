@@ -90,7 +90,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
     let slot = slots::name(local.node_id, &name)?;
     introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
-    slots::create(&dsn, &slot)?;
+    let slot_lsn = slots::create(&dsn, &slot)?;
     // After the slot was made: a table that joins a set later sends from then on what it gets.
     let to_copy = if synchronize_data {
         synchronization::published(&mut peer, &sets, None)?
@@ -110,7 +110,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     }
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
-    let id = subscriptions::insert(&Subscription {
+    let new = Subscription {
         id: 0,
         name: name.clone(),
         provider_node_id: provider.node_id,
@@ -121,7 +121,8 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         forward_origins: forwarded,
         apply_delay: 0,
         options: SubscriptionOptions::default(),
-    })?;
+    };
+    let id = subscriptions::insert(&new, slot_lsn)?;
     synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {
         subscription_names::add(&name);

@@ -10,6 +10,7 @@
 //! state.
 
 mod copies;
+mod retention;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -81,6 +82,7 @@ pub(crate) fn run() {
     let mut planned = Vec::new();
     let mut pending = Vec::new();
     let mut copies = copies::Copies::default();
+    let mut retention = retention::Retention::default();
     let mut generation = None;
     let mut last_cleaning = None;
     let mut complained = String::new();
@@ -110,6 +112,7 @@ pub(crate) fn run() {
             }
         }
         let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending));
+        let next = next.min(retention.tend().unwrap_or(LOOK));
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {

@@ -17,6 +17,7 @@ mod partition_heals;
 mod provider_gone;
 mod self_check;
 mod shapes;
+mod slots;
 mod slow_and_full;
 mod support;
 mod walkthrough;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
+        slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

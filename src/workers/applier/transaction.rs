@@ -13,6 +13,7 @@ use super::tables::{Tables, TruncateError};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
+use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
@@ -23,8 +24,12 @@ use crate::shared_state::{self, layout};
 pub(super) trait Progress {
     /// A remote transaction ending at `remote_end` is the local one whose commit record ends at `local_end`.
     fn committed(&mut self, remote_end: u64, local_end: u64);
-    /// Everything before this position of the provider has been dealt with.
+    /// Everything before this position of the provider has been dealt with, and nothing was committed for it.
     fn received(&mut self, position: u64);
+    /// Somebody waits for the provider to hear of what is done up to here.
+    fn asked(&mut self);
+    /// Whether the provider's commits wait for this subscription.
+    fn synchronous(&mut self, synchronous: bool);
 }
 
 /// What ends the applier, PostgreSQL's own errors apart.
@@ -216,12 +221,24 @@ impl Apply {
             Message::Logical(logical) => {
                 if logical.transactional {
                     self.told(logical)?;
-                } else if self.open.is_none() {
-                    progress.received(logical.lsn.0);
+                } else {
+                    self.told_at_once(logical, progress);
                 }
             }
         }
         Ok(())
+    }
+
+    /// A message that belongs to no transaction.
+    fn told_at_once(&self, logical: &Logical<'_>, progress: &mut dyn Progress) {
+        if self.open.is_none() {
+            progress.received(logical.lsn.0);
+        }
+        if logical.prefix == SYNCHRONOUS_MESSAGE {
+            progress.synchronous(logical.content == b"on");
+        } else {
+            progress.asked();
+        }
     }
 
     /// A message of the transaction that is being applied.
@@ -290,7 +307,10 @@ impl Apply {
         }
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
-        progress.committed(open.end_lsn, local_end);
+        match local_end {
+            Some(local_end) => progress.committed(open.end_lsn, local_end),
+            None => progress.received(open.end_lsn),
+        }
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
