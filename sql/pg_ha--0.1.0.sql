@@ -130,16 +130,19 @@ CREATE TABLE ha.subscription_catalog (
     apply_delay       interval NOT NULL DEFAULT '0',
     options           jsonb NOT NULL DEFAULT '{}',
     created_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    slot_lsn          pg_lsn NOT NULL DEFAULT '0/0'
+    slot_lsn          pg_lsn NOT NULL DEFAULT '0/0',
+    skip_lsn          pg_lsn
 );
 COMMENT ON COLUMN ha.subscription_catalog.slot_lsn IS 'the position of the provider that the slot began at';
+COMMENT ON COLUMN ha.subscription_catalog.skip_lsn IS
+    'the end of the transaction that ha.sub_skip_lsn wants passed over; NULL once it was';
 COMMENT ON TABLE ha.subscription_catalog IS
     'the subscriptions of this node; change them with ha.sub_create, ha.sub_drop and the other ha.sub_ functions';
 
 CREATE VIEW ha.subscriptions AS
     SELECT s.subscription_id, s.subscription_name, n.node_name AS provider_node,
            ha.mask_dsn(s.provider_dsn) AS provider_dsn, s.slot_name, s.enabled, s.replication_sets,
-           s.forward_origins, s.apply_delay, s.options, s.created_at
+           s.forward_origins, s.apply_delay, s.options, s.created_at, s.skip_lsn
       FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id;
 COMMENT ON VIEW ha.subscriptions IS 'the subscriptions of this node; passwords are hidden';
 
@@ -360,6 +363,12 @@ CREATE FUNCTION ha.sub_alter_options(subscription_name name, options jsonb) RETU
     AS 'MODULE_PATHNAME', 'sub_alter_options_wrapper';
 COMMENT ON FUNCTION ha.sub_alter_options(name, jsonb) IS
     'changes options of a subscription, null sets one back to its default: forward_origins (array of node names), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
+
+CREATE FUNCTION ha.sub_skip_lsn(subscription_name name, lsn pg_lsn) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sub_skip_lsn_wrapper';
+COMMENT ON FUNCTION ha.sub_skip_lsn(name, pg_lsn) IS
+    'has the one transaction passed over that ends at this position of the provider, as last_error in ha.status_subscriptions names it; all of its changes are left out, so that the tables differ from then on. The wish is kept until that transaction, or one behind it, was dealt with; NULL takes it back. False if it was so already';
 
 CREATE FUNCTION ha.sub_resync_table(subscription_name name, relation regclass, truncate boolean = true)
     RETURNS boolean

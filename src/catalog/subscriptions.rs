@@ -157,3 +157,37 @@ pub(crate) fn set_options(
     )?;
     Ok(())
 }
+
+/// Up to where the provider's transactions are applied, or at least need not be.
+pub(crate) fn progress(id: i32) -> Result<u64, Error> {
+    let progress = "SELECT greatest(max(pg_catalog.pg_replication_origin_progress(o.roname, false)), max(s.slot_lsn)) \
+                           - '0/0'::pg_lsn \
+                      FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
+                      LEFT JOIN ha.origin_ids i ON i.node_uid = n.node_uid AND i.ordinal >= 0 \
+                      LEFT JOIN pg_catalog.pg_replication_origin o ON o.roident = i.roident \
+                     WHERE s.subscription_id = $1";
+    let progress = read_one(&format!("SELECT ({progress})::bigint"), &[id.into()], |row| {
+        row.maybe::<i64>(1)
+    })?;
+    Ok(progress.flatten().unwrap_or_default().cast_unsigned())
+}
+
+/// Notes which transaction is to be passed over, by its end; None: none. False if that was so already.
+pub(crate) fn set_skip(id: i32, lsn: Option<u64>) -> Result<bool, Error> {
+    let changed = execute(
+        "UPDATE ha.subscription_catalog SET skip_lsn = '0/0'::pg_lsn + $2::numeric \
+          WHERE subscription_id = $1 AND skip_lsn IS DISTINCT FROM '0/0'::pg_lsn + $2::numeric",
+        &[id.into(), lsn.map(u64::cast_signed).into()],
+    )?;
+    Ok(changed > 0)
+}
+
+/// Takes out that this transaction is to be passed over, unless another one has been named by now.
+pub(crate) fn forget_skip(id: i32, lsn: u64) -> Result<(), Error> {
+    execute(
+        "UPDATE ha.subscription_catalog SET skip_lsn = NULL \
+          WHERE subscription_id = $1 AND skip_lsn = '0/0'::pg_lsn + $2::numeric",
+        &[id.into(), lsn.cast_signed().into()],
+    )?;
+    Ok(())
+}

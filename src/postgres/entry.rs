@@ -293,6 +293,14 @@ fn sub_alter_options(subscription_name: Option<Name>, options: Option<JsonB>) ->
 }
 
 #[pg_extern(sql = false)]
+fn sub_skip_lsn(subscription_name: Option<Name>, lsn: Option<i64>) -> bool {
+    answer(subscription_changes::sub_skip_lsn(
+        text(subscription_name),
+        lsn.map(i64::cast_unsigned),
+    ))
+}
+
+#[pg_extern(sql = false)]
 fn sync_event() -> i64 {
     answer(sync_event_api::sync_event())
 }

@@ -35,6 +35,14 @@ pub(crate) fn now() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// A time (TimestampTz) for people, in the log's time zone.
+pub(crate) fn time_text(time: i64) -> String {
+    // SAFETY: returns a static buffer with a zero-terminated text, copied at once.
+    unsafe { core::ffi::CStr::from_ptr(pg_sys::timestamptz_to_str(time)) }
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// How long a provider may be silent; None for any time.
 pub(crate) fn wal_receiver_timeout() -> Option<std::time::Duration> {
     // SAFETY: reads a setting.

@@ -78,10 +78,7 @@ fn require(slot_name: Option<&str>) -> Answer<()> {
         format!("replication slot \"{name}\" does not exist"),
     )
     .detail(if known.is_empty() {
-        format!(
-            "No node subscribes to this one; its WAL ends at {}.",
-            Lsn(end_of_wal())
-        )
+        "No node subscribes to this one.".to_owned()
     } else {
         format!(
             "The slots of this node's subscribers are {}.",

@@ -9,9 +9,11 @@
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
+mod delay;
 mod gates;
 mod positions;
 mod report;
+mod skip;
 pub(super) mod tables;
 pub(super) mod transaction;
 
@@ -28,9 +30,10 @@ use crate::durable::seen as seen_file;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::worker::{self, Caught};
-use crate::postgres::{self, latch};
+use crate::postgres::{self, apply, latch};
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_ASKED, KIND_DATA};
+use delay::Delay;
 use gates::Gates;
 use positions::Positions;
 use transaction::Apply;
@@ -136,6 +139,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut positions = Positions::new(place, origin, start);
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
+    let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
     loop {
         worker::heed_signals(0);
@@ -144,6 +148,21 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         }
         match queue.take() {
             Taken::Message(message) => {
+                if !apply.in_transaction()
+                    && let Some(due) = due(&delay, message)
+                {
+                    while let Some(left) = delay.left(due) {
+                        let next = positions.publish(true)?;
+                        latch::wait(left.min(next));
+                        worker::heed_signals(0);
+                        // The queue cannot be asked while its message is held.
+                        if place.receiver_pid.load(Acquire) == 0 {
+                            return Ok(());
+                        }
+                        gates.attend(positions.applied(), apply.tables())?;
+                    }
+                    delay.over();
+                }
                 take(&mut apply, &mut positions, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
@@ -174,6 +193,12 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     }
 }
 
+/// When a message of the queue may be applied; None if at once.
+fn due(delay: &Delay, message: &[u8]) -> Option<i64> {
+    let (head, payload) = message.split_at_checked(HEADER)?;
+    (head[0] == KIND_DATA).then(|| delay.due(payload)).flatten()
+}
+
 /// One message of the queue.
 fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<(), String> {
     let Some((head, payload)) = message.split_at_checked(HEADER) else {
@@ -198,20 +223,36 @@ fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();
-                return Err(format!("{error}{}", apply.where_it_stands()));
+                return Err(told(&error.to_string(), apply));
             }
             Err(caught) => {
                 let again = whole && attempt < RETRIES && passing(&caught);
                 if !again {
-                    return Err(format!("{}{}", caught.describe(), apply.where_it_stands()));
+                    return Err(told(&caught.describe(), apply));
                 }
                 attempt += 1;
+                apply::failed_value::take();
                 positions.place().retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
                 latch::wait(Duration::from_millis(10 << attempt));
             }
         }
     }
+}
+
+/// What went wrong, with where. A row of many columns is cut, so that what follows it can still be shown.
+fn told(error: &str, stream: &Apply) -> String {
+    const LONGEST: usize = 700;
+    let cut = (0..=LONGEST).rev().find(|at| error.is_char_boundary(*at));
+    let shown = match cut.and_then(|cut| error.get(..cut)) {
+        Some(beginning) if error.len() > LONGEST => format!("{beginning} ..."),
+        _ => error.to_owned(),
+    };
+    let value = match apply::failed_value::take() {
+        Some(value) => format!("; {value}"),
+        None => String::new(),
+    };
+    format!("{shown}{value}{}", stream.where_it_stands())
 }
 
 /// Errors that another attempt may not meet: deadlock, serialization, a unique key that a local transaction took

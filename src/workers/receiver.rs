@@ -54,13 +54,13 @@ enum Ended {
         "replication slot \"{0}\" is gone from the provider, and with it what was to be sent: drop this subscription and \
          make it again with ha.sub_create, then copy its tables anew with ha.sub_resync_table"
     )]
-    SlotGone(String),
+    SlotMissing(String),
     #[error(
         "the provider has ended replication slot \"{0}\", which held back more WAL than ha.max_slot_retained or \
          max_slot_wal_keep_size allows there: drop this subscription and make it again with ha.sub_create, then copy \
          its tables anew with ha.sub_resync_table"
     )]
-    SlotEnded(String),
+    LostSlot(String),
     #[error("the connection to the provider was lost: {0}")]
     Lost(String),
     #[error("the provider ended the stream")]
@@ -82,7 +82,7 @@ impl Ended {
             Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
                 Some(Status::Down)
             }
-            Ended::Refused(_) | Ended::SlotGone(_) | Ended::SlotEnded(_) | Ended::Catalog(_) => {
+            Ended::Refused(_) | Ended::SlotMissing(_) | Ended::LostSlot(_) | Ended::Catalog(_) => {
                 Some(Status::Failed)
             }
             // The applier has said why, if it could.
@@ -238,8 +238,8 @@ fn why_refused(
         .as_ref()
         .map(|rows| rows.first().and_then(|row| row.first()))
     {
-        Some(None) => Ended::SlotGone(slot.clone()),
-        Some(Some(Some(status))) if status == "lost" => Ended::SlotEnded(slot.clone()),
+        Some(None) => Ended::SlotMissing(slot.clone()),
+        Some(Some(Some(status))) if status == "lost" => Ended::LostSlot(slot.clone()),
         _ => Ended::Refused(format!("{} (slot \"{slot}\")", hide(&subscription.dsn, error))),
     }
 }

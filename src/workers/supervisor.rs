@@ -47,6 +47,8 @@ struct Kept {
     next_start: Instant,
     /// What the workers were started with; a change of it restarts them.
     fingerprint: String,
+    /// The transaction that they know is to be passed over.
+    skip_lsn: Option<u64>,
 }
 
 impl Kept {
@@ -66,6 +68,7 @@ impl Kept {
             started: None,
             next_start: Instant::now(),
             fingerprint: fingerprint(subscription),
+            skip_lsn: subscription.skip_lsn,
         })
     }
 }
@@ -290,7 +293,10 @@ fn fingerprint(subscription: &PlannedSubscription) -> String {
 fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: &mut Kept) -> Duration {
     let now = Instant::now();
     let print = fingerprint(subscription);
-    if kept.fingerprint != print {
+    // The applier takes it out by itself once the transaction is passed over.
+    let skip = subscription.skip_lsn != kept.skip_lsn && subscription.skip_lsn.is_some();
+    kept.skip_lsn = subscription.skip_lsn;
+    if kept.fingerprint != print || skip {
         kept.fingerprint = print;
         kept.backoff = backoff();
         kept.next_start = now;

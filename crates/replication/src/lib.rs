@@ -10,5 +10,6 @@ pub mod options;
 pub mod pattern;
 pub mod progress;
 pub mod retention;
+pub mod skip;
 pub mod stream;
 pub mod subscription_options;

@@ -131,11 +131,16 @@ pub fn record_in(unrecorded: u64, since: u64, asked: bool) -> Option<u64> {
     /// As much as idle servers write between them on each other's account, and some more.
     const LITTLE: u64 = 512;
     const MUCH: u64 = 64 * 1024;
-    match unrecorded {
-        1.. if asked => Some(0),
-        ..LITTLE => None,
-        ..MUCH => Some(10_000_u64.saturating_sub(since)),
-        _ => Some(1_000_u64.saturating_sub(since)),
+    if unrecorded == 0 {
+        None
+    } else if asked {
+        Some(0)
+    } else if unrecorded < LITTLE {
+        None
+    } else if unrecorded < MUCH {
+        Some(10_000_u64.saturating_sub(since))
+    } else {
+        Some(1_000_u64.saturating_sub(since))
     }
 }
 

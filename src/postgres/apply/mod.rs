@@ -4,6 +4,7 @@
 //! [`table::OpenTable`] is that table opened in the current transaction. Neither decides anything: whether a change
 //! is applied is the caller's judgement of what was found.
 
+pub(crate) mod failed_value;
 mod find;
 mod partitioned;
 pub(crate) mod table;
