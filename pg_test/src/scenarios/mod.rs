@@ -1,5 +1,6 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_held;
 mod apply_stops;
 mod bad_input_drop_database;
 mod bad_input_dsn;
@@ -17,6 +18,7 @@ mod partition_heals;
 mod provider_gone;
 mod self_check;
 mod shapes;
+mod slots;
 mod slow_and_full;
 mod support;
 mod walkthrough;
@@ -33,6 +35,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
@@ -40,6 +43,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
+        slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

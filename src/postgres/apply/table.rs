@@ -4,6 +4,7 @@ use pg_ha_replication::codec::{Column as Value, OldKind, Tuple};
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
+use super::failed_value::Converting;
 use super::find::{self, OpenIndex};
 use super::partitioned::Routed;
 use super::target::{Key, LocalColumn, Target};
@@ -632,6 +633,7 @@ unsafe fn datum_of(
     column: &LocalColumn,
     value: &Value<'_>,
 ) -> Result<Option<pg_sys::Datum>, ApplyError> {
+    let _told_if_it_raises = Converting::new(target, column, value);
     let bad = |length| ApplyError::BadValue {
         table: target.name.clone(),
         column: column.name.clone(),
