@@ -1,5 +1,6 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_as_owner;
 mod apply_stops;
 mod bad_input_drop_database;
 mod bad_input_dsn;
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_as_owner::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
