@@ -85,6 +85,7 @@ impl Origin {
     /// Commits the open transaction under this origin, with this time and without a position, and lets go of the
     /// origin. Other processes must be kept from doing the same meanwhile: one at a time can have an origin set up.
     pub(crate) fn commit_once(self, timestamp: i64) {
+        super::apply::acting::fire_deferred();
         // SAFETY: in a transaction, in a session without an origin of its own; what is stamped on the commit is what is
         // set up, and both are taken back once it is done.
         unsafe {

@@ -14,11 +14,10 @@ use crate::postgres::xact;
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 6] = [
+const NOT_YET: [&str; 5] = [
     "forward_origins",
     "streaming",
     "two_phase",
-    "run_as",
     "workers",
     "copy_workers",
 ];
@@ -99,7 +98,6 @@ fn is_default(key: &str, value: &Value) -> bool {
     match key {
         "two_phase" | "streaming" => value == &json!(false) || value.is_null(),
         "workers" => value == &json!(1) || value.is_null(),
-        "run_as" => value == &json!("subscription_owner") || value.is_null(),
         "forward_origins" => value == &json!([]) || value.is_null(),
         _ => value.is_null(),
     }

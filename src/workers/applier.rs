@@ -97,6 +97,8 @@ fn forget(index: usize) {
 pub(super) fn settle() {
     // Triggers and rules fire as on a replica: only those enabled as REPLICA or ALWAYS.
     worker::set(c"session_replication_role", c"replica");
+    // Policies are never applied silently.
+    worker::set(c"row_security", c"on");
     // Names come qualified.
     worker::set(c"search_path", c"");
     // Values that come as text are in the form that the provider's session wrote.
@@ -137,6 +139,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     }
     let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
     let mut positions = Positions::new(place, origin, start);
+    postgres::apply::acting::run_as(subscription.options.run_as());
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);

@@ -1,5 +1,6 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_as_owner;
 mod apply_held;
 mod apply_stops;
 mod bad_input_drop_database;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_as_owner::SCENARIOS,
         apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,

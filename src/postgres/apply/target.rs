@@ -9,6 +9,7 @@ use pg_ha_replication::codec::{self, ReplicaIdentity};
 use pgrx::pg_sys;
 
 use super::ApplyError;
+use super::acting::{Acting, Actor, Operation, Rights};
 use crate::postgres::values::Plain;
 use crate::postgres::{invalidation, values, version};
 
@@ -43,6 +44,9 @@ pub(crate) struct Target {
     /// Which of the remote columns a key row has, in order.
     pub(crate) key_columns: Vec<usize>,
     pub(crate) partitioned: bool,
+    /// As whom its rows are changed, and with which rights.
+    pub(super) actor: Actor,
+    rights: Rights,
     /// What is sent, as partitions need it to be targets themselves.
     remote: Rc<RemoteTable>,
     partitions: RefCell<Partitions>,
@@ -167,6 +171,7 @@ impl Target {
                 pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
+            let actor = Actor::for_owner(form.relowner);
             let mut target = Target {
                 memory,
                 oid: (*relation).rd_id,
@@ -178,6 +183,8 @@ impl Target {
                     .filter(|place| remote.columns[*place].key)
                     .collect(),
                 partitioned,
+                actor,
+                rights: actor.rights((*relation).rd_id),
                 remote: Rc::clone(remote),
                 partitions: RefCell::default(),
             };
@@ -268,6 +275,16 @@ impl Target {
             table: self.name.clone(),
             column: column.map_or_else(String::new, |column| column.name.clone()),
         }
+    }
+
+    /// Whether the acting user may make this change.
+    pub(crate) fn check(&self, operation: Operation) -> Result<(), ApplyError> {
+        self.rights.check(self.actor, &self.name, operation)
+    }
+
+    /// Begins to act as whoever changes the table.
+    pub(crate) fn act(&self) -> Acting {
+        self.actor.begin()
     }
 
     pub(crate) fn no_key(&self) -> ApplyError {

@@ -48,6 +48,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
     #[error(transparent)]
+    Empty(#[from] subscription_tables::EmptyError),
+    #[error(transparent)]
     Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
@@ -391,7 +393,7 @@ impl Apply {
             &targets,
             truncate.flags & Truncate::CASCADE != 0,
             truncate.flags & Truncate::RESTART_SEQS != 0,
-        );
+        )?;
         Ok(())
     }
 
