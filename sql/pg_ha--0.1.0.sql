@@ -353,6 +353,12 @@ CREATE FUNCTION ha.sub_remove_repset(subscription_name name, replication_set nam
 COMMENT ON FUNCTION ha.sub_remove_repset(name, name) IS
     'takes a replication set out of a subscription; false if it does not have it';
 
+CREATE FUNCTION ha.sub_alter_options(subscription_name name, options jsonb) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sub_alter_options_wrapper';
+COMMENT ON FUNCTION ha.sub_alter_options(name, jsonb) IS
+    'changes options of a subscription, null sets one back to its default: forward_origins (array of node names), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
+
 CREATE FUNCTION ha.sub_resync_table(subscription_name name, relation regclass, truncate boolean = true)
     RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

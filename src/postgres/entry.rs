@@ -20,8 +20,8 @@ use crate::sql_api::arguments::required;
 use crate::sql_api::replication_set_tables::{self as set_tables, NewMember};
 use crate::sql_api::subscriptions::NewSubscription;
 use crate::sql_api::{
-    doctor as doctor_api, events, exchange, nodes, replication_sets, subscription_changes, subscriptions,
-    sync_event as sync_event_api, synchronization,
+    doctor as doctor_api, events, exchange, nodes, replication_sets, subscription_changes,
+    subscription_options, subscriptions, sync_event as sync_event_api, synchronization,
 };
 
 /// An interval's length; a negative one is none.
@@ -281,6 +281,14 @@ fn sub_remove_repset(subscription_name: Option<Name>, replication_set: Option<Na
     answer(subscription_changes::sub_remove_repset(
         text(subscription_name),
         text(replication_set),
+    ))
+}
+
+#[pg_extern(sql = false)]
+fn sub_alter_options(subscription_name: Option<Name>, options: Option<JsonB>) -> bool {
+    answer(subscription_options::sub_alter_options(
+        text(subscription_name),
+        options.map(|JsonB(value)| value),
     ))
 }
 

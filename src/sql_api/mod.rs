@@ -15,6 +15,7 @@ pub(crate) mod replication_sets;
 pub(crate) mod slots;
 pub(crate) mod status;
 pub(crate) mod subscription_changes;
+pub(crate) mod subscription_options;
 pub(crate) mod subscriptions;
 pub(crate) mod sync_event;
 pub(crate) mod synchronization;

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use pg_ha_model::slot_name::fingerprint;
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
+use pg_ha_replication::subscription_options::SubscriptionOptions;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
@@ -117,6 +118,9 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         slot_name: slot.clone(),
         enabled,
         replication_sets: sets,
+        forward_origins: forwarded,
+        apply_delay: 0,
+        options: SubscriptionOptions::default(),
     })?;
     synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {

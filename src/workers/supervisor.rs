@@ -269,12 +269,18 @@ fn backoff() -> Backoff {
 
 /// What restarts the workers when it changes.
 fn fingerprint(subscription: &PlannedSubscription) -> String {
+    let options = &subscription.options;
     format!(
-        "{}\n{}\n{}\n{}",
+        "{}\n{}\n{}\n{}\n{:?} {:?} {} {} {}",
         subscription.dsn,
         subscription.slot_name,
         subscription.replication_sets.join("\n"),
-        subscription.forward_origins.join("\n")
+        subscription.forward_origins.join("\n"),
+        subscription.apply_delay,
+        options.run_as(),
+        options.streaming(),
+        options.two_phase(),
+        options.workers(),
     )
 }
 

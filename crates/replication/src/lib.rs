@@ -10,3 +10,4 @@ pub mod options;
 pub mod pattern;
 pub mod progress;
 pub mod stream;
+pub mod subscription_options;
