@@ -13,10 +13,12 @@ mod crash_apply;
 mod false_missing;
 mod least_privilege_tls;
 mod mixed_sets;
+mod mixed_versions;
 mod one_way;
 mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
+mod random_changes;
 mod self_check;
 mod shapes;
 mod slots;
@@ -32,6 +34,8 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
+        random_changes::SCENARIOS,
+        mixed_versions::SCENARIOS,
         copies::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,

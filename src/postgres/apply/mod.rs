@@ -45,7 +45,7 @@ pub(crate) enum ApplyError {
         length: usize,
     },
     #[error(
-        "table {0} has neither a primary key nor a replica identity index on this node, so rows cannot be found"
+        "table {0} has no unique index on this node over what the provider sends as its key, so rows cannot be found"
     )]
     NoKey(String),
     #[error(
