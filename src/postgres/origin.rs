@@ -83,20 +83,23 @@ impl Origin {
         }
     }
 
-    /// Notes that everything of the origin up to this position is dealt with, though no commit says so; returns where
-    /// the record of it ends. Nothing that it rests on may be younger than that. Outside a transaction. Raises when
-    /// another process advances the origin.
-    pub(crate) fn advance(self, position: u64) -> u64 {
-        // Not even this process may have it set up.
+    /// Writes down that everything of the origin up to `position` has been dealt with, although nothing was committed for
+    /// it; returns where the record ends, which is durable once the WAL is flushed that far, as is all that was committed
+    /// before this call. Between transactions. Raises when another process has the origin set up.
+    pub(crate) fn record(self, position: u64) -> u64 {
+        // Not even this process may have it set up; the next transaction sets it up again.
         if SET_UP.get() == Some(self) {
             leave_session();
         }
-        // SAFETY: the first call writes the record, the second one tells where it ends, for who asks how much of the
-        // WAL has to be on disk before this progress may be relied on; the WAL writer takes it there in its time.
+        // SAFETY: outside a transaction. The first call writes the record and moves the position under one lock, which a
+        // checkpoint takes too; XactLastRecEnd is then the end of that record. The second one notes that end, for who
+        // asks how far the WAL has to be on disk before the position may be relied on.
         unsafe {
             pg_sys::replorigin_advance(self.0, position, 0, false, true);
             let end = pg_sys::XactLastRecEnd;
             pg_sys::replorigin_advance(self.0, position, end, false, false);
+            pg_sys::XactLastRecEnd = 0;
+            // The WAL writer flushes it with what else there is.
             pg_sys::XLogSetAsyncXactLSN(end);
             end
         }
@@ -115,6 +118,7 @@ impl Origin {
     /// Commits the open transaction under this origin, with this time and without a position, and lets go of the
     /// origin. Other processes must be kept from doing the same meanwhile: one at a time can have an origin set up.
     pub(crate) fn commit_once(self, timestamp: i64) {
+        super::apply::acting::fire_deferred();
         // SAFETY: in a transaction, in a session without an origin of its own; what is stamped on the commit is what is
         // set up, and both are taken back once it is done.
         unsafe {

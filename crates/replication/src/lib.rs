@@ -12,5 +12,7 @@ pub mod options;
 pub mod origin_name;
 pub mod pattern;
 pub mod progress;
+pub mod retention;
+pub mod skip;
 pub mod stream;
 pub mod subscription_options;

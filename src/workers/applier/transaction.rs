@@ -6,16 +6,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use pg_ha_model::{NodeId, PgTimestamp};
 use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
-use pg_ha_replication::once::{self, Arrival, Change, Kind, Verdict};
+use pg_ha_replication::once::{self, Arrival, Change, Kind};
+use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
+use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
 use super::ways::{Lane, Lanes, Rivals, Stray};
 use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
+use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
@@ -26,8 +29,12 @@ use crate::shared_state::{self, layout};
 pub(super) trait Progress {
     /// A remote transaction ending at `remote_end` is the local one whose commit record ends at `local_end`.
     fn committed(&mut self, remote_end: u64, local_end: u64);
-    /// Everything before this position of the provider has been dealt with.
+    /// Everything before this position of the provider has been dealt with, and nothing was committed for it.
     fn received(&mut self, position: u64);
+    /// Somebody waits for the provider to hear of what is done up to here.
+    fn asked(&mut self);
+    /// Whether the provider's commits wait for this subscription.
+    fn synchronous(&mut self, synchronous: bool);
 }
 
 /// What ends the applier, PostgreSQL's own errors apart.
@@ -44,6 +51,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
     #[error(transparent)]
+    Empty(#[from] subscription_tables::EmptyError),
+    #[error(transparent)]
     Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
@@ -59,13 +68,17 @@ struct Open {
     end_lsn: u64,
     origin_lsn: u64,
     version: Version,
-    /// Nothing of it is applied: it was already, before a restart.
+    /// Nothing of it is applied: it was already, before a restart, or somebody wants it passed over.
     skip: bool,
     lane: Lane,
     /// The provider's number for the lane, 0 for its own transactions.
     lane_number: u16,
     /// Where other subscriptions can bring it too.
     arrival: Option<Arrival>,
+    /// Somebody wants it passed over.
+    passed: Option<Passed>,
+    /// With it ends the search for the one that was to be passed over.
+    forget_skip: bool,
     changes: u64,
 }
 
@@ -81,14 +94,13 @@ pub(super) struct Apply {
     /// What commits are stamped with, and up to where transactions are applied.
     lanes: Lanes,
     rivals: Rivals,
-    /// Transactions have come that did not move the progress of the provider's own.
-    place_is_old: bool,
     /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
     /// How many messages of the current frame have passed the check.
     checked: usize,
     tables: Tables,
+    skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
     /// How far the provider had applied the others, as the stream told.
@@ -123,11 +135,11 @@ impl Apply {
                 },
             ),
             rivals: Rivals::new(subscription.id, &subscription.provider_uid),
-            place_is_old: false,
             origins: HashMap::new(),
             check: StreamCheck::new(),
             checked: 0,
             tables: Tables::new(subscription.id),
+            skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
             seen,
@@ -152,10 +164,11 @@ impl Apply {
     pub(super) fn where_it_stands(&self) -> String {
         match &self.open {
             Some(open) => format!(
-                " (transaction {} of node {}, ending at {})",
+                " (transaction {} of node {}, ending at {}; {})",
                 open.xid,
                 open.version.origin,
-                pg_ha_model::Lsn(open.end_lsn)
+                pg_ha_model::Lsn(open.end_lsn),
+                self.skip.advice(open.end_lsn)
             ),
             None => String::new(),
         }
@@ -236,12 +249,24 @@ impl Apply {
             Message::Logical(logical) => {
                 if logical.transactional {
                     self.told(logical)?;
-                } else if self.open.is_none() {
-                    progress.received(logical.lsn.0);
+                } else {
+                    self.told_at_once(logical, progress);
                 }
             }
         }
         Ok(())
+    }
+
+    /// A message that belongs to no transaction.
+    fn told_at_once(&self, logical: &Logical<'_>, progress: &mut dyn Progress) {
+        if self.open.is_none() {
+            progress.received(logical.lsn.0);
+        }
+        if logical.prefix == SYNCHRONOUS_MESSAGE {
+            progress.synchronous(logical.content == b"on");
+        } else {
+            progress.asked();
+        }
     }
 
     /// A message of the transaction that is being applied.
@@ -279,7 +304,18 @@ impl Apply {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
-        let skip = begin.origin_lsn.0 <= lane.progress;
+        let applied = begin.origin_lsn.0 <= lane.progress;
+        let verdict = if applied {
+            Verdict::Apply
+        } else {
+            self.skip.judge(begin)
+        };
+        let passed = (verdict == Verdict::PassOver).then_some(Passed {
+            xid: begin.xid,
+            end_lsn: begin.end_lsn.0,
+            changes: 0,
+        });
+        let skip = applied || passed.is_some();
         let mut arrival = None;
         if !skip {
             lane.origin.use_in_session();
@@ -304,22 +340,69 @@ impl Apply {
             lane,
             lane_number: begin.lane,
             arrival,
+            passed,
+            forget_skip: verdict == Verdict::ApplyAndForget,
             changes: 0,
         });
         Ok(())
     }
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
+        layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
+        self.tables.close();
+        // While this can fail the transaction is there to be told of.
+        match &self.open {
+            Some(open) if open.passed.is_some() => {
+                open.lane.origin.use_in_session();
+                self.skip.begin_in_its_place()?;
+            }
+            Some(open) if open.forget_skip => self.skip.forget()?,
+            _ => {}
+        }
+        self.note_applied()?;
         let Some(open) = self.open.take() else {
             return Ok(());
         };
-        layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
-        self.tables.close();
-        if open.skip {
+        if open.skip && open.passed.is_none() {
             progress.received(commit.end_lsn.0);
             return Ok(());
         }
-        if let Some(arrival) = &open.arrival
+        let own = open.lane_number == 0;
+        let stamp = open.lane.origin;
+        let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
+        if local_end.is_none() && (!own || open.arrival.is_some()) {
+            // What others have applied of it is before this record in the WAL: once the record is safe, so is that.
+            local_end = Some(stamp.record(open.origin_lsn));
+        }
+        self.lanes
+            .passed(&open.version.origin, open.lane_number, open.origin_lsn);
+        if !own {
+            // The provider had it when it wrote what follows.
+            self.seen.advance(open.version.origin, open.version.timestamp);
+            self.seen_changed = true;
+        }
+        if core::mem::take(&mut self.asked_to_copy) {
+            shared_state::catalog_changed();
+        }
+        match &open.passed {
+            Some(passed) => self.skip.done(passed),
+            None if open.forget_skip => self.skip.outrun(),
+            None => {}
+        }
+        self.place.transactions.fetch_add(1, Relaxed);
+        self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
+        match local_end {
+            Some(local_end) if own => progress.committed(open.end_lsn, local_end),
+            // The stream starts where the provider's own progress is, which this has not moved: it is written down later.
+            _ => progress.received(open.end_lsn),
+        }
+        Ok(())
+    }
+
+    /// Where the open transaction may come again by another way: notes what was applied of it.
+    fn note_applied(&self) -> Result<(), Failure> {
+        if let Some(open) = &self.open
+            && let Some(arrival) = &open.arrival
             && !arrival.applied().is_empty()
         {
             let id = TransactionId {
@@ -329,41 +412,6 @@ impl Apply {
             };
             worker::with_latest_snapshot(|| applied_changes::note(id, arrival.applied()))?;
         }
-        let written = apply::has_written();
-        let stamp = open.lane.origin;
-        let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
-        if !written && (open.lane_number != 0 || open.arrival.is_some()) {
-            // What others have applied of it is before this record in the WAL: once the record is safe, so is that.
-            local_end = stamp.advance(open.origin_lsn);
-        }
-        self.lanes
-            .passed(&open.version.origin, open.lane_number, open.origin_lsn);
-        if open.lane_number == 0 {
-            self.place_is_old = false;
-        } else {
-            self.place_is_old = true;
-            // The provider had it when it wrote what follows.
-            self.seen.advance(open.version.origin, open.version.timestamp);
-            self.seen_changed = true;
-        }
-        if core::mem::take(&mut self.asked_to_copy) {
-            shared_state::catalog_changed();
-        }
-        self.place.transactions.fetch_add(1, Relaxed);
-        self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
-        progress.committed(open.end_lsn, local_end);
-        Ok(())
-    }
-
-    /// Moves the progress of the provider's own transactions to what is durable here, where only others' have come: the
-    /// stream starts from there. Between two transactions.
-    pub(super) fn keep_place(&mut self, durable: u64) -> Result<(), String> {
-        let own = self.lanes.own;
-        if durable > own.progress && (self.place_is_old || self.rivals.share(self.provider)) {
-            worker::catch(|| own.origin.advance(durable)).map_err(|caught| caught.describe())?;
-            self.lanes.own.progress = durable;
-            self.place_is_old = false;
-        }
         Ok(())
     }
 
@@ -372,7 +420,14 @@ impl Apply {
         self.rivals.forget(oldest)
     }
 
+    fn count_passed(&mut self) {
+        if let Some(passed) = self.open.as_mut().and_then(|open| open.passed.as_mut()) {
+            passed.changes += 1;
+        }
+    }
+
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
+        self.count_passed();
         let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
             return Ok(());
         };
@@ -407,7 +462,7 @@ impl Apply {
             &targets,
             truncate.flags & Truncate::CASCADE != 0,
             truncate.flags & Truncate::RESTART_SEQS != 0,
-        );
+        )?;
         Ok(())
     }
 
@@ -423,7 +478,7 @@ impl Apply {
             keyed: shape.is_keyed(),
             kind: Kind::Truncate,
         });
-        Ok(verdict != Verdict::Skip)
+        Ok(verdict != once::Verdict::Skip)
     }
 
     fn row(
@@ -432,12 +487,13 @@ impl Apply {
         operation: Operation,
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
+        self.count_passed();
         let Some(open) = &mut self.open else { return Ok(()) };
         if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
         }
         let verdict = match &mut open.arrival {
-            None => Verdict::Apply,
+            None => once::Verdict::Apply,
             Some(arrival) => {
                 let shape = self.tables.shape(relation)?;
                 let (old, new) = change.rows();
@@ -449,7 +505,7 @@ impl Apply {
                 })
             }
         };
-        if verdict == Verdict::Skip {
+        if verdict == once::Verdict::Skip {
             return Ok(());
         }
         open.changes += 1;
@@ -468,9 +524,9 @@ impl Apply {
                 seen.covers(version) || forwarded && version.origin == provider
             });
             match verdict {
-                Verdict::Apply | Verdict::Late => decision,
+                once::Verdict::Apply | once::Verdict::Late => decision,
                 // It was judged, and told of, when it first came.
-                Verdict::Again | Verdict::Remains | Verdict::Skip => Decision {
+                once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
                     conflict: None,
                     ..decision
                 },
