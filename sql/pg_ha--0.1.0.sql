@@ -435,14 +435,14 @@ CREATE FUNCTION ha.copy_states(OUT subscription_id integer, OUT table_id integer
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'copy_states_wrapper';
 COMMENT ON FUNCTION ha.copy_states() IS
-    'one row per running copy of a table: phase is starting, copying or catchup';
+    'one row per running copy of a table: phase is starting, copying, indexing (the rows are here) or catchup';
 
 CREATE VIEW ha.copied_tables AS
     SELECT t.subscription_id, t.table_id, t.nspname, t.relname, r.oid::regclass AS relation,
            CASE WHEN t.state = 'ready' THEN 'replicating'
                 WHEN t.state = 'catchup' OR c.phase = 'catchup' THEN 'catchup'
                 WHEN t.failed AND coalesce(c.copy_rows, 0) = 0 THEN 'failed'
-                WHEN c.phase = 'copying' THEN 'copying'
+                WHEN c.phase IN ('copying', 'indexing') THEN 'copying'
                 ELSE 'initializing' END AS status,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_rows, 0) ELSE t.copy_rows END AS copy_rows,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_bytes, 0) ELSE t.copy_bytes END AS copy_bytes,

@@ -174,7 +174,9 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.retries),
                 ],
                 workers: (running.iter().filter(|pid| pid.load(Acquire) != 0).count()
-                    + copies::of(place.id.load(Acquire)).count()) as i32,
+                    + copies::of(place.id.load(Acquire))
+                        .filter(|copy| copy.leads())
+                        .count()) as i32,
                 action: text.action.to_option(),
                 last_error: text.last_error.to_option(),
             }

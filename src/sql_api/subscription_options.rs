@@ -14,7 +14,14 @@ use crate::postgres::xact;
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 7] = KEYS;
+const NOT_YET: [&str; 6] = [
+    "forward_origins",
+    "apply_delay",
+    "streaming",
+    "two_phase",
+    "run_as",
+    "workers",
+];
 
 /// Changes options of a subscription; false if they were so already.
 pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) -> Answer<bool> {

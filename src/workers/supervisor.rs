@@ -109,7 +109,7 @@ pub(crate) fn run() {
                 }
             }
         }
-        let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending));
+        let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending, &planned));
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {
