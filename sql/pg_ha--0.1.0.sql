@@ -129,7 +129,8 @@ CREATE TABLE ha.subscription_catalog (
     forward_origins   text[] NOT NULL DEFAULT '{}',
     apply_delay       interval NOT NULL DEFAULT '0',
     options           jsonb NOT NULL DEFAULT '{}',
-    created_at        timestamptz NOT NULL DEFAULT pg_catalog.now()
+    created_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    synchronize_data  boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE ha.subscription_catalog IS
     'the subscriptions of this node; change them with ha.sub_create, ha.sub_drop and the other ha.sub_ functions';
@@ -341,11 +342,12 @@ CREATE FUNCTION ha.sub_disable(subscription_name name) RETURNS boolean
 COMMENT ON FUNCTION ha.sub_disable(name) IS
     'stops a subscription and keeps its slot, which holds WAL on the provider; false if it was disabled already';
 
-CREATE FUNCTION ha.sub_add_repset(subscription_name name, replication_set name) RETURNS boolean
+CREATE FUNCTION ha.sub_add_repset(subscription_name name, replication_set name, synchronize_data boolean = NULL)
+    RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_add_repset_wrapper';
-COMMENT ON FUNCTION ha.sub_add_repset(name, name) IS
-    'adds one of the provider''s replication sets to a subscription; false if it has it already';
+COMMENT ON FUNCTION ha.sub_add_repset(name, name, boolean) IS
+    'adds one of the provider''s replication sets to a subscription; false if it has it already. synchronize_data: what the tables that come with it hold is copied into the ones here, which must be empty; NULL: if the subscription was made with synchronize_data';
 
 CREATE FUNCTION ha.sub_remove_repset(subscription_name name, replication_set name) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -269,10 +269,15 @@ fn sub_disable(subscription_name: Option<Name>) -> bool {
 }
 
 #[pg_extern(sql = false)]
-fn sub_add_repset(subscription_name: Option<Name>, replication_set: Option<Name>) -> bool {
+fn sub_add_repset(
+    subscription_name: Option<Name>,
+    replication_set: Option<Name>,
+    synchronize_data: Option<bool>,
+) -> bool {
     answer(subscription_changes::sub_add_repset(
         text(subscription_name),
         text(replication_set),
+        synchronize_data,
     ))
 }
 

@@ -5,7 +5,9 @@
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
-use super::{arguments, local_node, quoted_list, refuse_in_recovery, slots, subscriptions as creation};
+use super::{
+    arguments, local_node, quoted_list, refuse_in_recovery, slots, subscriptions as creation, synchronization,
+};
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
@@ -146,8 +148,13 @@ fn set_enabled(subscription: Subscription, enabled: bool) -> Answer<bool> {
     Ok(true)
 }
 
-/// Adds one of the provider's sets. The provider is asked whether it has it.
-pub(crate) fn sub_add_repset(name: Option<String>, set: Option<String>) -> Answer<bool> {
+/// Adds one of the provider's sets. The provider is asked whether it has it, and which tables come with it if these are
+/// to be copied (None: if those that came with the subscription were).
+pub(crate) fn sub_add_repset(
+    name: Option<String>,
+    set: Option<String>,
+    synchronize_data: Option<bool>,
+) -> Answer<bool> {
     let set = arguments::required_name("replication_set", set)?;
     let subscription = require(name)?;
     if subscription.replication_sets.contains(&set) {
@@ -155,10 +162,28 @@ pub(crate) fn sub_add_repset(name: Option<String>, set: Option<String>) -> Answe
     }
     let mut peer = Peer::connect(&subscription.provider_dsn, Purpose::Sql, Patience::Interruptible)?;
     creation::require_sets(&mut peer, std::slice::from_ref(&set))?;
-    drop(peer);
     let mut sets = subscription.replication_sets.clone();
     sets.push(set);
+    let copy = match synchronize_data {
+        Some(copy) => copy,
+        None => subscriptions::synchronizes_data(subscription.id)?,
+    };
+    let to_copy = if copy {
+        let known = synchronization::published(&mut peer, &subscription.replication_sets, None)?;
+        let mut found = synchronization::published(&mut peer, &sets, None)?;
+        // What the subscription receives already stays as it is.
+        found.retain(|table| {
+            !known
+                .iter()
+                .any(|known| known.schema == table.schema && known.name == table.name)
+        });
+        found
+    } else {
+        Vec::new()
+    };
+    drop(peer);
     set_sets(&subscription, sets)?;
+    synchronization::ask_for_all(subscription.id, &to_copy)?;
     Ok(true)
 }
 

@@ -122,6 +122,9 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         apply_delay: 0,
         options: SubscriptionOptions::default(),
     })?;
+    if synchronize_data {
+        subscriptions::set_synchronizes_data(id)?;
+    }
     synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {
         subscription_names::add(&name);
