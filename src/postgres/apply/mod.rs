@@ -4,10 +4,12 @@
 //! [`table::OpenTable`] is that table opened in the current transaction. Neither decides anything: whether a change
 //! is applied is the caller's judgement of what was found.
 
+mod compose;
 mod find;
 mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
+mod write;
 
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;

@@ -13,7 +13,8 @@ use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 use pgrx::{PgSqlErrorCode, PgTryBuilder};
 
-use super::table::{OpenTable, RowChange, Updated, clear};
+use super::compose::clear;
+use super::table::{OpenTable, RowChange, Updated};
 use super::target::{Key, Target};
 use super::{ApplyError, Found};
 use crate::postgres::version;
