@@ -109,6 +109,10 @@ BEGIN
      USING pg_event_trigger_dropped_objects() d
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
        AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = t.relation;
+    DELETE FROM ha.row_versions v
+     USING pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = v.relation;
 END
 $$;
 COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables out of their replication sets';
@@ -166,6 +170,18 @@ CREATE TABLE ha.subscription_tables (
 );
 COMMENT ON TABLE ha.subscription_tables IS
     'tables that subscriptions copy from their providers. init: to be copied, their changes are left out of the stream; catchup: copied, with everything up to sync_lsn, and left out of the stream up to there; ready: like any other table';
+
+-- Consulted before the commit-timestamp store, for rows that a copy brought: so without a key to another table, and
+-- small. It is fillable and emptied in bulk.
+CREATE TABLE ha.row_versions (
+    relation     oid NOT NULL,
+    key          bytea NOT NULL,
+    committed_at timestamptz NOT NULL,
+    origin       integer NOT NULL,
+    CONSTRAINT row_versions_pkey PRIMARY KEY (relation, key)
+);
+COMMENT ON TABLE ha.row_versions IS
+    'the true versions (commit time and id of the origin''s founding node) of rows that a copy brought and that were younger than ha.conflict_horizon then; key: a digest of the row''s key';
 
 -- Nodes: functions --------------------------------------------------------------------------------------------
 
@@ -591,11 +607,12 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
-    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables TO pg_monitor;
+    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables, ha.row_versions TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 
 -- What links and catalogs need, and no more. node_exchange hands out connection strings with their passwords:
 -- membership in ha_replication means being trusted as a node.
-GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables TO ha_replication;
+GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.origin_ids,
+    ha.row_versions TO ha_replication;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb) TO ha_replication;

@@ -17,6 +17,8 @@ static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static CONFLICT_HORIZON: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static MAX_ROW_VERSIONS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 
 /// `ha.node_name`, if set.
@@ -177,6 +179,26 @@ pub(crate) fn register() {
         plain,
     );
     GucRegistry::define_int_guc(
+        c"ha.conflict_horizon",
+        c"How long after its commit a change may still meet a concurrent one.",
+        c"A copy brings the exact versions of rows changed within it; older rows share one version. 0: none is exact.",
+        &CONFLICT_HORIZON,
+        0,
+        2_592_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_row_versions",
+        c"Of how many rows of a table a copy brings the exact versions.",
+        c"The youngest rows are taken; the others count as older than ha.conflict_horizon.",
+        &MAX_ROW_VERSIONS,
+        0,
+        100_000_000,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
         c"ha.events_max_size",
         c"How large the file behind ha.events may grow before it is rotated.",
         c"One older file is kept beside it.",
@@ -201,6 +223,16 @@ pub(crate) fn retry_max() -> Duration {
 /// For how many tables counters are kept.
 pub(crate) fn max_tracked_tables() -> usize {
     usize::try_from(MAX_TRACKED_TABLES.get()).unwrap_or_default()
+}
+
+/// How long after its commit a change may still meet a concurrent one.
+pub(crate) fn conflict_horizon() -> Duration {
+    Duration::from_secs(u64::from(CONFLICT_HORIZON.get().unsigned_abs()))
+}
+
+/// Of how many rows of a table a copy brings the exact versions.
+pub(crate) fn max_row_versions() -> i32 {
+    MAX_ROW_VERSIONS.get()
 }
 
 /// How many tables of a subscription are copied at once.

@@ -7,9 +7,9 @@
 //! a crash of any process on either side, at any moment, leaves the tables as they were and their copy still due. How
 //! the applier takes over is told in [`crate::shared_state::copies`].
 //!
-//! The rows bear the replication origin of copies from that provider, and a time just before the subscription was
-//! made: whatever is changed anywhere from then on wins over them. (Their exact versions are not known: a change by a
-//! third node that the provider had and overwritten before the copy can win here when it arrives late.)
+//! The rows bear the replication origin of copies from that provider, and the time of the conflict horizon as of the
+//! snapshot. The true versions of younger rows come along, into `ha.row_versions`: a change that the provider had, and
+//! overwritten, before the copy does not win here when it arrives late from a third node.
 
 mod catch_up;
 mod provider;
@@ -25,17 +25,19 @@ use pgrx::prelude::*;
 
 use crate::catalog::plan::{self, PlannedSubscription};
 use crate::catalog::subscription_tables::{self as catalog, ExistingRows, PendingTable};
-use crate::catalog::{self as catalogs, deferred_indexes, origins};
+use crate::catalog::{self as catalogs, deferred_indexes, origins, row_versions};
 use crate::durable::events::{self, Severity};
 use crate::postgres::apply::target::Target;
-use crate::postgres::apply::{self, ApplyError};
+use crate::postgres::apply::{self, ApplyError, versions};
 use crate::postgres::copy::{self as copy_in, Format};
 use crate::postgres::origin::{self, Origin};
 use crate::postgres::walreceiver::{Connection, StreamError};
 use crate::postgres::{latch, server, worker};
+use crate::settings;
 use crate::shared_state::copies::Phase;
 use crate::shared_state::{self, copies, layout, subscription};
 use catch_up::CatchUp;
+use provider::{Described, Moment};
 
 /// Why a copy ended without success.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +111,8 @@ struct Work {
     here: NodeId,
     provider: NodeId,
     origin: Origin,
+    /// This node knows of others beside the provider.
+    others: bool,
 }
 
 /// One of the tables.
@@ -207,7 +211,13 @@ fn prepare(place: &'static layout::Subscription, index: usize) -> Result<Option<
     wait_for_applier(place);
     let origin = super::read(|| origins::ensure_for_copies(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin of copies could not be made".to_owned())?;
+    let nodes = super::read(plan::nodes)?;
+    let ours = [here, provider].map(|node| i32::from(node.get()));
+    let others = nodes
+        .iter()
+        .any(|node| node.kind == "data" && !ours.contains(&node.node_id));
     Ok(Some(Work {
+        others,
         place,
         subscription,
         pieces,
@@ -271,15 +281,23 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
         work.pieces[0].table.table_id,
         worker::process_id()
     );
-    let start = provider::open_snapshot(connection, &slot)?;
+    let mut moment = provider::open_snapshot(
+        connection,
+        &slot,
+        settings::conflict_horizon(),
+        work.here,
+        work.provider,
+    )?;
+    moment.others |= work.others;
+    let start = moment.start;
     for (number, piece) in work.pieces.iter().enumerate() {
         work.at.set(Some(number));
-        bring_rows(work, piece, connection)?;
+        bring_rows(work, piece, connection, &moment)?;
     }
     work.at.set(None);
     connection.command("COMMIT").map_err(Failure::Refused)?;
 
-    let end = CatchUp::new(work, start).run(connection, &slot)?;
+    let end = CatchUp::new(work, start, moment.others).run(connection, &slot)?;
     // The applier waits from here on: rather start over than wait for a session that holds on to the catalog's row.
     worker::set(c"lock_timeout", c"2s");
     for piece in &work.pieces {
@@ -291,7 +309,7 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
         }
     }
     worker::set(c"lock_timeout", c"0");
-    commit(work)?;
+    commit(work, moment.horizon)?;
     let rows: u64 = work
         .pieces
         .iter()
@@ -308,7 +326,12 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
 }
 
 /// The rows of one table, as of the snapshot.
-fn bring_rows(work: &Work, piece: &Piece, connection: &mut Connection) -> Result<(), Failure> {
+fn bring_rows(
+    work: &Work,
+    piece: &Piece,
+    connection: &mut Connection,
+    moment: &Moment,
+) -> Result<(), Failure> {
     let described = provider::describe(connection, &piece.table, &work.subscription.replication_sets)?;
     let target = Target::resolve(&described.table)?;
     prepare_table(&piece.table)?;
@@ -328,12 +351,14 @@ fn bring_rows(work: &Work, piece: &Piece, connection: &mut Connection) -> Result
     connection
         .start_copy(&described.copy_command(format))
         .map_err(Failure::Refused)?;
-    let rows = copy_in::into(&target, format, connection, &mut |bytes| {
+    let columns: Vec<usize> = target.columns.iter().map(|column| column.index).collect();
+    let rows = copy_in::into(target.oid, &columns, format, connection, &mut |bytes| {
         piece.copy.rows.fetch_add(1, Relaxed);
         piece.copy.bytes.fetch_add(bytes as u64, Relaxed);
     });
-    drop(target);
     piece.copy.rows.store(rows, Relaxed);
+    bring_versions(work, piece, &described, &target, connection, moment)?;
+    drop(target);
     if !deferred.is_empty() {
         piece.copy.set_phase(Phase::Indexing);
         for index in &deferred {
@@ -341,6 +366,40 @@ fn bring_rows(work: &Work, piece: &Piece, connection: &mut Connection) -> Result
         }
     }
     piece.copy.set_phase(Phase::CatchingUp);
+    Ok(())
+}
+
+/// The versions of those rows of a table that may still meet concurrent changes. Of two nodes alone, neither has changes
+/// of the other's rows that the other does not know.
+fn bring_versions(
+    work: &Work,
+    piece: &Piece,
+    described: &Described,
+    target: &Target,
+    connection: &mut Connection,
+    moment: &Moment,
+) -> Result<(), Failure> {
+    let Some(key) = versions::key_expression(target) else {
+        return Ok(());
+    };
+    if piece.table.existing_rows != ExistingRows::Keep {
+        worker::with_latest_snapshot(|| row_versions::forget(key.relation))?;
+    }
+    let most = settings::max_row_versions();
+    if most == 0 || !moment.others {
+        return Ok(());
+    }
+    let command = described.versions_command(&key, moment.horizon, most, work.provider, moment.copied);
+    connection.start_copy(&command).map_err(Failure::Refused)?;
+    let table = worker::with_latest_snapshot(row_versions::table)?;
+    let brought = copy_in::into(table, &[0, 1, 2, 3], Format::Text, connection, &mut |_| ());
+    if brought >= most.unsigned_abs().into() {
+        log!(
+            "pg_ha copied only {brought} versions of rows of table {}, as ha.max_row_versions says; its other rows count as \
+             older than ha.conflict_horizon",
+            piece.table.qualified_name()
+        );
+    }
     Ok(())
 }
 
@@ -357,13 +416,13 @@ fn prepare_table(table: &PendingTable) -> Result<(), Failure> {
     })
 }
 
-/// Commits under the origin of copies from this provider. Copiers take turns, since a replication origin can be set up
+/// Commits under the origin of copies from this provider, as of the conflict horizon: rows whose version is not noted are
+/// older. Copiers take turns, since a replication origin can be set up
 /// by one process at a time.
-fn commit(work: &Work) -> Result<(), Failure> {
+fn commit(work: &Work, horizon: i64) -> Result<(), Failure> {
     let number = work.origin.0;
     worker::with_latest_snapshot(|| catalog::lock_origin(number))?;
-    work.origin
-        .commit_once(work.subscription.created_at.saturating_sub(1));
+    work.origin.commit_once(horizon);
     // It goes with this process as well.
     let _ = super::read(|| catalog::unlock_origin(number));
     Ok(())

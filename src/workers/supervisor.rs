@@ -21,6 +21,7 @@ use pgrx::prelude::*;
 
 use crate::catalog;
 use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
+use crate::catalog::row_versions;
 use crate::catalog::subscription_tables::{self, PendingTable};
 use crate::durable::events::{self, Severity};
 use crate::durable::identity::{self, Identity};
@@ -34,6 +35,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Time between two tries to undo what ended subscriptions left on other nodes.
 const CLEANING: Duration = Duration::from_secs(15);
+
+/// Time between two purges of what is older than the conflict horizon.
+const PURGE: Duration = Duration::from_secs(60);
 
 /// A worker that ran for so long was not failing: its next failure starts with the shortest delay again.
 const HEALTHY: Duration = Duration::from_secs(30);
@@ -83,6 +87,7 @@ pub(crate) fn run() {
     let mut copies = copies::Copies::default();
     let mut generation = None;
     let mut last_cleaning = None;
+    let mut last_purge = Instant::now();
     let mut complained = String::new();
     loop {
         worker::heed_signals(1);
@@ -114,6 +119,13 @@ pub(crate) fn run() {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {
                 worker::start_cleaner();
+            }
+        }
+        if last_purge.elapsed() >= PURGE {
+            last_purge = Instant::now();
+            let horizon = settings::conflict_horizon().as_millis() as i64;
+            if let Err(error) = super::read(|| row_versions::purge(horizon)) {
+                log!("pg_ha cannot purge ha.row_versions: {error}");
             }
         }
         // Until the catalogs could be read, look more often.

@@ -7,6 +7,7 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_versions;
 mod crash_apply;
 mod false_missing;
 mod least_privilege_tls;
@@ -30,6 +31,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
         copies::SCENARIOS,
+        copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,

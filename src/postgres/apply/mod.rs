@@ -9,6 +9,7 @@ mod find;
 mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
+pub(crate) mod versions;
 mod write;
 
 use pg_ha_replication::conflict::{Action, Decision};
@@ -64,6 +65,11 @@ pub(crate) enum Found {
     Row {
         timestamp: Option<i64>,
         origin: u16,
+    },
+    /// Brought by a copy, with its true version: when it was committed, and the id of the node that did.
+    Versioned {
+        timestamp: i64,
+        node: u16,
     },
 }
 

@@ -388,6 +388,12 @@ pub(in crate::workers) fn local(found: Found, origins: &mut HashMap<u16, NodeId>
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
+        Found::Versioned { timestamp, node } => Local::Present(LocalRow {
+            version: Version {
+                timestamp: PgTimestamp(timestamp),
+                origin: NodeId::new(u32::from(node)).unwrap_or(here),
+            },
+        }),
         Found::Row { timestamp, origin } => Local::Present(LocalRow {
             version: Version {
                 timestamp: timestamp.map_or(PgTimestamp(i64::MIN), PgTimestamp),

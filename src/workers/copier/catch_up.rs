@@ -11,8 +11,10 @@ use pg_ha_replication::options::PluginOptions;
 use pg_ha_replication::stream::StreamCheck;
 
 use super::{Failure, Work};
+use crate::catalog::row_versions::{self, RowVersion};
 use crate::catalog::subscription_tables as catalog;
 use crate::postgres::apply::table::RowChange;
+use crate::postgres::apply::{self, versions};
 use crate::postgres::walreceiver::{Connection, Received, StatusSender};
 use crate::postgres::{server, worker};
 use crate::shared_state;
@@ -25,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Time between two reports to the provider.
 const REPORT: Duration = Duration::from_secs(5);
+
+/// Versions that are gathered before they are noted.
+const GATHERED: usize = 10_000;
 
 /// Time between two looks whether the applier waits for this process instead of answering it.
 const LOOK_FOR_LOCKS: Duration = Duration::from_secs(2);
@@ -47,10 +52,14 @@ pub(super) struct CatchUp<'w> {
     position: u64,
     /// Where the last one that came ended.
     last: u64,
+    /// Whether anybody's changes may still be on their way that the rows have to be compared with.
+    note: bool,
+    /// The versions of the rows that were written, until they are noted.
+    versions: Vec<RowVersion>,
 }
 
 impl<'w> CatchUp<'w> {
-    pub(super) fn new(work: &'w Work, start: u64) -> CatchUp<'w> {
+    pub(super) fn new(work: &'w Work, start: u64, note: bool) -> CatchUp<'w> {
         CatchUp {
             work,
             tables: Tables::new(work.subscription.id),
@@ -67,6 +76,8 @@ impl<'w> CatchUp<'w> {
             start,
             position: start,
             last: start,
+            note,
+            versions: Vec::new(),
         }
     }
 
@@ -86,6 +97,7 @@ impl<'w> CatchUp<'w> {
             }
             if let Some(end) = self.meet_applier() {
                 self.tables.close();
+                self.note_versions()?;
                 return Ok(end);
             }
             let lost = |error: crate::postgres::walreceiver::StreamError| Failure::Lost(error.to_string());
@@ -272,10 +284,37 @@ impl<'w> CatchUp<'w> {
         self.work.at.set(Some(number));
         let (target, table, _) = self.tables.open(relation)?;
         let (origins, here) = (&mut self.origins, self.work.here);
-        table.apply(target, change, &mut |found| {
+        let decision = table.apply(target, change, &mut |found| {
             conflict::decide(operation, remote, local(found, origins, here), |_| true)
         })?;
+        if self.note
+            && apply::writes(decision.action)
+            && let RowChange::Insert(new) | RowChange::Update(_, new) = change
+        {
+            let (target, ..) = self.tables.open(relation)?;
+            if let Some((relation, key)) = worker::with_latest_snapshot(|| versions::name_of(target, new))? {
+                self.versions.push(RowVersion {
+                    relation,
+                    key,
+                    committed_at: remote.timestamp.0,
+                    origin: remote.origin.get(),
+                });
+            }
+            if self.versions.len() >= GATHERED {
+                self.note_versions()?;
+            }
+        }
         self.work.at.set(None);
+        Ok(())
+    }
+
+    /// The rows bear the copy's own time; what they really are is noted beside them.
+    fn note_versions(&mut self) -> Result<(), Failure> {
+        if self.versions.is_empty() {
+            return Ok(());
+        }
+        let versions = core::mem::take(&mut self.versions);
+        worker::with_latest_snapshot(|| row_versions::note(versions))?;
         Ok(())
     }
 }
