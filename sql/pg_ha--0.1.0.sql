@@ -99,6 +99,38 @@ SELECT pg_catalog.pg_extension_config_dump('ha.replication_sets', 'WHERE set_id 
 SELECT pg_catalog.pg_extension_config_dump('ha.replication_sets_set_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('ha.replication_set_tables', '');
 
+-- Sequences are told of by messages in the stream, which the output plugin passes on as they are: it reads none of this.
+CREATE TABLE ha.replication_set_sequences (
+    relation regclass NOT NULL,
+    set_id   integer NOT NULL REFERENCES ha.replication_sets (set_id),
+    PRIMARY KEY (relation, set_id)
+);
+COMMENT ON TABLE ha.replication_set_sequences IS
+    'which sequences belong to which replication sets; change it with ha.repset_add_seq and ha.repset_remove_seq';
+SELECT pg_catalog.pg_extension_config_dump('ha.replication_set_sequences', '');
+
+CREATE TABLE ha.sequence_states (
+    relation       regclass PRIMARY KEY,
+    told_value     bigint,
+    buffer         bigint,
+    received_value bigint,
+    CHECK ((told_value IS NULL) = (buffer IS NULL))
+);
+COMMENT ON TABLE ha.sequence_states IS
+    'sequences that subscribers were told of (told_value, which was ahead by buffer values) or that a provider told of (received_value, which this one was set to)';
+
+CREATE VIEW ha.status_sequences AS
+    SELECT relation, t.replication_sets,
+           CASE WHEN has_sequence_privilege(relation, 'SELECT,USAGE') THEN pg_sequence_last_value(relation) END
+               AS last_value,
+           s.told_value, s.buffer, s.received_value
+      FROM (SELECT m.relation, array_agg(r.set_name ORDER BY r.set_name) AS replication_sets
+              FROM ha.replication_set_sequences m JOIN ha.replication_sets r USING (set_id)
+             GROUP BY m.relation) t
+      FULL JOIN ha.sequence_states s USING (relation);
+COMMENT ON VIEW ha.status_sequences IS
+    'one row per sequence that is in a replication set or was set by a provider: last_value here, told_value of which subscribers know, received_value to which a provider set it';
+
 -- A dropped table leaves its sets in the same transaction. In plpgsql, so that DROP TABLE goes on working in a
 -- server from whose shared_preload_libraries pg_ha was taken out.
 CREATE FUNCTION ha.forget_dropped_tables() RETURNS event_trigger
@@ -113,9 +145,17 @@ BEGIN
      USING pg_event_trigger_dropped_objects() d
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
        AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = v.relation;
+    DELETE FROM ha.replication_set_sequences t
+     USING pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = t.relation;
+    DELETE FROM ha.sequence_states s
+     USING pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = s.relation;
 END
 $$;
-COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables out of their replication sets';
+COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables and sequences out of their replication sets';
 CREATE EVENT TRIGGER ha_forget_dropped_tables ON sql_drop EXECUTE FUNCTION ha.forget_dropped_tables();
 ALTER EVENT TRIGGER ha_forget_dropped_tables ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER ha_forget_dropped_tables IS 'takes dropped tables out of their replication sets';
@@ -282,6 +322,55 @@ CREATE FUNCTION ha.repset_remove_table(set_name name, relation regclass) RETURNS
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'repset_remove_table_wrapper';
 COMMENT ON FUNCTION ha.repset_remove_table(name, regclass) IS 'takes a table out of a replication set';
+
+CREATE FUNCTION ha.repset_add_seq(set_name name, relation regclass, synchronize_data boolean = false) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_add_seq_wrapper';
+COMMENT ON FUNCTION ha.repset_add_seq(name, regclass, boolean) IS
+    'adds a sequence to a replication set: subscribers set theirs of the same name to at least its value and ha.sequence_buffer values more, and again before these are used up; synchronize_data: at once, else within some seconds';
+
+CREATE FUNCTION ha.repset_remove_seq(set_name name, relation regclass) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_remove_seq_wrapper';
+COMMENT ON FUNCTION ha.repset_remove_seq(name, regclass) IS 'takes a sequence out of a replication set';
+
+CREATE FUNCTION ha.sync_seq(relation regclass) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sync_seq_wrapper';
+COMMENT ON FUNCTION ha.sync_seq(regclass) IS
+    'on the provider: tells subscribers now, in order with the changes, how far a sequence is; false if it has given no value yet';
+
+CREATE FUNCTION ha.sequence_values(replication_sets text[], OUT nspname name, OUT relname name, OUT value bigint,
+                                   OUT ascending boolean, OUT published boolean) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    -- Materialized: of nothing but sequences may their last value be asked.
+    WITH known AS MATERIALIZED (
+    SELECT n.nspname, c.relname, pg_sequence_last_value(c.oid) AS last, t.told_value, s.seqincrement > 0 AS ascending,
+           w.published
+      FROM (SELECT relation, bool_or(published) AS published
+              FROM (SELECT m.relation::oid, true AS published
+                      FROM ha.replication_set_sequences m JOIN ha.replication_sets r USING (set_id)
+                     WHERE r.set_name = ANY ($1)
+                     UNION ALL
+                    SELECT d.objid, false
+                      FROM ha.replication_set_tables m
+                      JOIN ha.replication_sets r USING (set_id)
+                      JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+                                      AND d.refobjid = m.relation AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
+                     WHERE r.set_name = ANY ($1)) found (relation, published)
+             GROUP BY relation) w
+      JOIN pg_sequence s ON s.seqrelid = w.relation
+      JOIN pg_class c ON c.oid = w.relation
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN ha.sequence_states t ON t.relation = w.relation)
+    SELECT nspname, relname, CASE WHEN ascending THEN greatest(last, told_value) ELSE least(last, told_value) END,
+           ascending, published
+      FROM known WHERE last IS NOT NULL
+     ORDER BY 1, 2
+$$;
+COMMENT ON FUNCTION ha.sequence_values(text[]) IS
+    'internal, called by other nodes: how far the sequences in these sets are (published), and those that columns of the sets'' tables draw from';
 
 CREATE FUNCTION ha.repset_check_table(set_id integer, relation regclass) RETURNS void
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -607,7 +696,8 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
-    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables, ha.row_versions TO pg_monitor;
+    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables, ha.row_versions,
+    ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 
@@ -615,4 +705,4 @@ GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node
 -- membership in ha_replication means being trusted as a node.
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.origin_ids,
     ha.row_versions TO ha_replication;
-GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb) TO ha_replication;
+GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]) TO ha_replication;

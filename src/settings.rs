@@ -19,6 +19,7 @@ static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static CONFLICT_HORIZON: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_ROW_VERSIONS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
+static SEQUENCE_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 
 /// `ha.node_name`, if set.
@@ -199,6 +200,16 @@ pub(crate) fn register() {
         plain,
     );
     GucRegistry::define_int_guc(
+        c"ha.sequence_buffer",
+        c"How many values of a sequence subscribers are told ahead.",
+        c"It grows by itself for a sequence that uses it up between two looks, which are five seconds apart.",
+        &SEQUENCE_BUFFER,
+        1,
+        1_000_000,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
         c"ha.events_max_size",
         c"How large the file behind ha.events may grow before it is rotated.",
         c"One older file is kept beside it.",
@@ -233,6 +244,11 @@ pub(crate) fn conflict_horizon() -> Duration {
 /// Of how many rows of a table a copy brings the exact versions.
 pub(crate) fn max_row_versions() -> i32 {
     MAX_ROW_VERSIONS.get()
+}
+
+/// How many values of a sequence subscribers are told ahead.
+pub(crate) fn sequence_buffer() -> i64 {
+    i64::from(SEQUENCE_BUFFER.get().max(1))
 }
 
 /// How many tables of a subscription are copied at once.

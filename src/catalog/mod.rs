@@ -11,6 +11,7 @@ pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
 pub(crate) mod row_versions;
+pub(crate) mod sequences;
 pub(crate) mod subscription_tables;
 pub(crate) mod subscriptions;
 

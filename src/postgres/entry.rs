@@ -20,7 +20,7 @@ use crate::sql_api::arguments::required;
 use crate::sql_api::replication_set_tables::{self as set_tables, NewMember};
 use crate::sql_api::subscriptions::NewSubscription;
 use crate::sql_api::{
-    doctor as doctor_api, events, exchange, nodes, replication_sets, subscription_changes,
+    doctor as doctor_api, events, exchange, nodes, replication_sets, sequences, subscription_changes,
     subscription_options, subscriptions, sync_event as sync_event_api, synchronization,
 };
 
@@ -220,6 +220,25 @@ fn repset_add_all_tables(
 #[pg_extern(sql = false)]
 fn repset_remove_table(set_name: Option<Name>, relation: Option<Oid>) -> bool {
     answer(set_tables::repset_remove_table(text(set_name), relation))
+}
+
+#[pg_extern(sql = false)]
+fn repset_add_seq(set_name: Option<Name>, relation: Option<Oid>, synchronize_data: Option<bool>) -> bool {
+    answer(sequences::repset_add_seq(
+        text(set_name),
+        relation,
+        synchronize_data,
+    ))
+}
+
+#[pg_extern(sql = false)]
+fn repset_remove_seq(set_name: Option<Name>, relation: Option<Oid>) -> bool {
+    answer(sequences::repset_remove_seq(text(set_name), relation))
+}
+
+#[pg_extern(sql = false)]
+fn sync_seq(relation: Option<Oid>) -> bool {
+    answer(sequences::sync_seq(relation))
 }
 
 #[pg_extern(sql = false)]

@@ -6,7 +6,8 @@ use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
 use super::{
-    arguments, local_node, quoted_list, refuse_in_recovery, slots, subscriptions as creation, synchronization,
+    arguments, local_node, quoted_list, refuse_in_recovery, sequences, slots, subscriptions as creation,
+    synchronization,
 };
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
@@ -163,7 +164,7 @@ pub(crate) fn sub_add_repset(
     let mut peer = Peer::connect(&subscription.provider_dsn, Purpose::Sql, Patience::Interruptible)?;
     creation::require_sets(&mut peer, std::slice::from_ref(&set))?;
     let mut sets = subscription.replication_sets.clone();
-    sets.push(set);
+    sets.push(set.clone());
     let copy = match synchronize_data {
         Some(copy) => copy,
         None => subscriptions::synchronizes_data(subscription.id)?,
@@ -181,8 +182,14 @@ pub(crate) fn sub_add_repset(
     } else {
         Vec::new()
     };
+    let values = if copy {
+        sequences::ask(&mut peer, std::slice::from_ref(&set), false)?
+    } else {
+        Vec::new()
+    };
     drop(peer);
     set_sets(&subscription, sets)?;
+    sequences::set_all(&values)?;
     synchronization::ask_for_all(subscription.id, &to_copy)?;
     Ok(true)
 }

@@ -17,8 +17,8 @@ use serde_json::json;
 
 use super::exchange::{self, Request, Response};
 use super::{
-    arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, slots,
-    synchronization,
+    arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, sequences,
+    slots, synchronization,
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
@@ -97,6 +97,11 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     } else {
         Vec::new()
     };
+    let sequences = if synchronize_data {
+        sequences::ask(&mut peer, &sets, synchronize_structure)?
+    } else {
+        Vec::new()
+    };
     drop(peer);
     // As late as the definitions can be: no change of them is replicated. Before anything is written here.
     let structure = if synchronize_structure {
@@ -122,6 +127,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         apply_delay: 0,
         options: SubscriptionOptions::default(),
     })?;
+    sequences::set_all(&sequences)?;
     if synchronize_data {
         subscriptions::set_synchronizes_data(id)?;
     }

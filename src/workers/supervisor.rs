@@ -17,12 +17,13 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{Backoff, Millis};
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::catalog;
 use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
-use crate::catalog::row_versions;
 use crate::catalog::subscription_tables::{self, PendingTable};
+use crate::catalog::{row_versions, sequences};
 use crate::durable::events::{self, Severity};
 use crate::durable::identity::{self, Identity};
 use crate::durable::{leftovers, seen};
@@ -84,6 +85,8 @@ pub(crate) fn run() {
     let mut kept: HashMap<i32, Kept> = HashMap::new();
     let mut planned = Vec::new();
     let mut pending = Vec::new();
+    let mut published = Vec::new();
+    let mut last_telling = None;
     let mut copies = copies::Copies::default();
     let mut generation = None;
     let mut last_cleaning = None;
@@ -98,6 +101,7 @@ pub(crate) fn run() {
                     publish(&identity, &found.nodes);
                     planned = found.subscriptions;
                     pending = found.pending;
+                    published = found.sequences;
                     generation = Some(current);
                     area.seen_generation.store(current, Release);
                 }
@@ -120,6 +124,10 @@ pub(crate) fn run() {
             if !leftovers::is_empty() {
                 worker::start_cleaner();
             }
+        }
+        if !published.is_empty() && last_telling.is_none_or(|at: Instant| at.elapsed() >= LOOK) {
+            last_telling = Some(Instant::now());
+            tell_of_sequences(&published, &mut complained);
         }
         if last_purge.elapsed() >= PURGE {
             last_purge = Instant::now();
@@ -165,12 +173,29 @@ fn wait_for_identity(area: &layout::Area) -> Identity {
     }
 }
 
+/// Tells subscribers of the sequences that are used. One that somebody has locked is looked at the next time.
+fn tell_of_sequences(published: &[pg_sys::Oid], complained: &mut String) {
+    for relation in published {
+        let told = worker::with_setting(c"lock_timeout", c"100ms", || {
+            super::read(|| sequences::tell(*relation, false))
+        });
+        if let Err(error) = told
+            && *complained != error
+        {
+            log!("pg_ha cannot look at sequence {}: {error}", relation.to_u32());
+            *complained = error;
+        }
+    }
+}
+
 /// What the catalogs say.
 struct Seen {
     nodes: Vec<KnownNode>,
     subscriptions: Vec<PlannedSubscription>,
     /// The tables whose copy is due.
     pending: Vec<PendingTable>,
+    /// The sequences that subscribers are told of.
+    sequences: Vec<pg_sys::Oid>,
 }
 
 /// Reads the catalogs; None if the identity is none of the known nodes.
@@ -191,6 +216,7 @@ fn look(identity: &Identity) -> Result<Option<Seen>, String> {
             nodes,
             subscriptions: plan::subscriptions(None)?,
             pending: subscription_tables::pending()?,
+            sequences: sequences::published()?,
         }))
     };
     super::read(read)

@@ -1,5 +1,6 @@
 //! The change stream between groups, as pure rules: its binary form, the order of its messages, what the two ends
-//! agree on, who wins a conflict, what may be reported as flushed, and name patterns.
+//! agree on, who wins a conflict, what may be reported as flushed, when
+//! subscribers are told of sequences, and name patterns.
 //!
 //! Nothing here knows PostgreSQL, sockets or clocks, and nothing here panics on any input.
 #![forbid(unsafe_code)]
@@ -9,5 +10,6 @@ pub mod conflict;
 pub mod options;
 pub mod pattern;
 pub mod progress;
+pub mod sequence;
 pub mod stream;
 pub mod subscription_options;

@@ -17,6 +17,7 @@ mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
 mod self_check;
+mod sequences;
 mod shapes;
 mod slow_and_full;
 mod support;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
+        sequences::SCENARIOS,
         shapes::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,

@@ -11,6 +11,7 @@ use pg_ha_replication::stream::{StreamCheck, StreamError};
 use super::report::Conflicts;
 use super::tables::{Tables, TruncateError};
 use crate::catalog::plan::PlannedSubscription;
+use crate::catalog::sequences::{self, SequenceMessage, SetError};
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
 use crate::postgres::apply::table::RowChange;
@@ -36,10 +37,12 @@ pub(super) enum Failure {
     Order(#[from] StreamError),
     #[error(transparent)]
     Row(#[from] ApplyError),
-    #[error("the provider's request to copy a table cannot be read: {0}")]
+    #[error("a message of the provider cannot be read: {0}")]
     Message(serde_json::Error),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Sequence(#[from] SetError),
     #[error(transparent)]
     Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
@@ -226,9 +229,22 @@ impl Apply {
 
     /// A message of the transaction that is being applied.
     fn told(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
-        if logical.prefix != subscription_tables::COPY_MESSAGE
-            || self.open.as_ref().is_none_or(|open| open.skip)
-        {
+        if self.open.as_ref().is_none_or(|open| open.skip) {
+            return Ok(());
+        }
+        if logical.prefix == sequences::MESSAGE {
+            let message: SequenceMessage =
+                serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+            if message
+                .set_names
+                .iter()
+                .any(|set| self.replication_sets.contains(set))
+            {
+                worker::with_latest_snapshot(|| sequences::set(&message.value))?;
+            }
+            return Ok(());
+        }
+        if logical.prefix != subscription_tables::COPY_MESSAGE {
             return Ok(());
         }
         let message: CopyMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
