@@ -10,6 +10,7 @@ pub(crate) mod plan;
 pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
+pub(crate) mod replication_slots;
 pub(crate) mod row_versions;
 pub(crate) mod sequences;
 pub(crate) mod subscription_tables;

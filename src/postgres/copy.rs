@@ -6,6 +6,9 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::apply::ApplyError;
+use super::apply::acting::Operation;
+use super::apply::target::Target;
 use super::error::Report;
 use super::version;
 use super::walreceiver::{Connection, StreamError};
@@ -98,13 +101,32 @@ unsafe extern "C-unwind" fn note_context(_argument: *mut core::ffi::c_void) {
     CONTEXT.set(line.filter(|line| !line.is_empty()));
 }
 
-/// Copies what the connection brings (its COPY has been started) into these columns of a table (from 0), in the current
-/// transaction;
-/// returns the number of rows.
+/// Copies what the connection brings (its COPY has been started) into the target's columns, as its owner, in the current
+/// transaction; returns the number of rows.
 ///
 /// # Errors
-/// PostgreSQL's own, as panics: a value that does not convert, a constraint, a lost connection.
+/// What the acting user may not do; PostgreSQL's own, as panics: a value that does not convert, a constraint, a lost
+/// connection.
 pub(crate) fn into(
+    target: &Target,
+    format: Format,
+    connection: &mut Connection,
+    arrived: &mut dyn FnMut(usize),
+) -> Result<u64, ApplyError> {
+    target.check(Operation::Insert)?;
+    let columns: Vec<usize> = target.columns.iter().map(|column| column.index).collect();
+    // The table's own code runs as its owner.
+    let acting = target.act();
+    let rows = into_columns(target.oid, &columns, format, connection, arrived);
+    acting.end();
+    Ok(rows)
+}
+
+/// The same into these columns (from 0) of any table, as the worker itself.
+///
+/// # Errors
+/// PostgreSQL's own, as panics.
+pub(crate) fn into_columns(
     table: pg_sys::Oid,
     columns: &[usize],
     format: Format,

@@ -60,6 +60,8 @@ enum Failure {
     Answer(String),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error(transparent)]
+    Empty(#[from] catalog::EmptyError),
     #[error("the stream cannot be read: {0}")]
     Codec(#[from] CodecError),
     #[error("the stream is out of order: {0}")]
@@ -208,6 +210,7 @@ fn prepare(place: &'static layout::Subscription, index: usize) -> Result<Option<
     let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
+    apply::acting::run_as(subscription.options.run_as());
     wait_for_applier(place);
     let origin = super::read(|| origins::ensure_for_copies(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin of copies could not be made".to_owned())?;
@@ -351,11 +354,10 @@ fn bring_rows(
     connection
         .start_copy(&described.copy_command(format))
         .map_err(Failure::Refused)?;
-    let columns: Vec<usize> = target.columns.iter().map(|column| column.index).collect();
-    let rows = copy_in::into(target.oid, &columns, format, connection, &mut |bytes| {
+    let rows = copy_in::into(&target, format, connection, &mut |bytes| {
         piece.copy.rows.fetch_add(1, Relaxed);
         piece.copy.bytes.fetch_add(bytes as u64, Relaxed);
-    });
+    })?;
     piece.copy.rows.store(rows, Relaxed);
     bring_versions(work, piece, &described, &target, connection, moment)?;
     drop(target);
@@ -392,7 +394,7 @@ fn bring_versions(
     let command = described.versions_command(&key, moment.horizon, most, work.provider, moment.copied);
     connection.start_copy(&command).map_err(Failure::Refused)?;
     let table = worker::with_latest_snapshot(row_versions::table)?;
-    let brought = copy_in::into(table, &[0, 1, 2, 3], Format::Text, connection, &mut |_| ());
+    let brought = copy_in::into_columns(table, &[0, 1, 2, 3], Format::Text, connection, &mut |_| ());
     if brought >= most.unsigned_abs().into() {
         log!(
             "pg_ha copied only {brought} versions of rows of table {}, as ha.max_row_versions says; its other rows count as \

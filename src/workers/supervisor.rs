@@ -10,6 +10,7 @@
 //! state.
 
 mod copies;
+mod retention;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -51,6 +52,8 @@ struct Kept {
     next_start: Instant,
     /// What the workers were started with; a change of it restarts them.
     fingerprint: String,
+    /// The transaction that they know is to be passed over.
+    skip_lsn: Option<u64>,
 }
 
 impl Kept {
@@ -70,6 +73,7 @@ impl Kept {
             started: None,
             next_start: Instant::now(),
             fingerprint: fingerprint(subscription),
+            skip_lsn: subscription.skip_lsn,
         })
     }
 }
@@ -88,6 +92,7 @@ pub(crate) fn run() {
     let mut published = Vec::new();
     let mut last_telling = None;
     let mut copies = copies::Copies::default();
+    let mut retention = retention::Retention::default();
     let mut generation = None;
     let mut last_cleaning = None;
     let mut last_purge = Instant::now();
@@ -119,6 +124,7 @@ pub(crate) fn run() {
             }
         }
         let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending, &planned));
+        let next = next.min(retention.tend().unwrap_or(LOOK));
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {
@@ -325,7 +331,10 @@ fn fingerprint(subscription: &PlannedSubscription) -> String {
 fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: &mut Kept) -> Duration {
     let now = Instant::now();
     let print = fingerprint(subscription);
-    if kept.fingerprint != print {
+    // The applier takes it out by itself once the transaction is passed over.
+    let skip = subscription.skip_lsn != kept.skip_lsn && subscription.skip_lsn.is_some();
+    kept.skip_lsn = subscription.skip_lsn;
+    if kept.fingerprint != print || skip {
         kept.fingerprint = print;
         kept.backoff = backoff();
         kept.next_start = now;

@@ -10,6 +10,8 @@ pub mod conflict;
 pub mod options;
 pub mod pattern;
 pub mod progress;
+pub mod retention;
 pub mod sequence;
+pub mod skip;
 pub mod stream;
 pub mod subscription_options;

@@ -1,5 +1,7 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_as_owner;
+mod apply_held;
 mod apply_stops;
 mod bad_input_drop_database;
 mod bad_input_dsn;
@@ -12,13 +14,16 @@ mod crash_apply;
 mod false_missing;
 mod least_privilege_tls;
 mod mixed_sets;
+mod mixed_versions;
 mod one_way;
 mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
+mod random_changes;
 mod self_check;
 mod sequences;
 mod shapes;
+mod slots;
 mod slow_and_full;
 mod support;
 mod walkthrough;
@@ -31,11 +36,15 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
+        random_changes::SCENARIOS,
+        mixed_versions::SCENARIOS,
         copies::SCENARIOS,
         copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_as_owner::SCENARIOS,
+        apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
@@ -44,6 +53,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         sequences::SCENARIOS,
         shapes::SCENARIOS,
+        slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

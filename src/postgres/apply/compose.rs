@@ -4,6 +4,7 @@ use pg_ha_replication::codec::{Column as Value, OldKind, Tuple};
 use pgrx::pg_sys;
 
 use super::ApplyError;
+use super::failed_value::Converting;
 use super::table::{OpenTable, per_tuple_context};
 use super::target::{LocalColumn, Target};
 
@@ -128,6 +129,7 @@ pub(super) unsafe fn datum_of(
     column: &LocalColumn,
     value: &Value<'_>,
 ) -> Result<Option<pg_sys::Datum>, ApplyError> {
+    let _told_if_it_raises = Converting::new(target, column, value);
     let bad = |length| ApplyError::BadValue {
         table: target.name.clone(),
         column: column.name.clone(),

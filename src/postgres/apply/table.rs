@@ -4,7 +4,9 @@ use pg_ha_replication::codec::{OldKind, Tuple};
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
+use super::acting::{Acting, Actor, Operation};
 use super::compose::datum_of;
+use super::deferred::{self, Deferred};
 use super::find::{self, OpenIndex};
 use super::partitioned::Routed;
 use super::target::{Key, Target};
@@ -28,7 +30,11 @@ pub(crate) struct OpenTable {
     pub(super) defaults: Vec<(usize, *mut pg_sys::ExprState)>,
     /// A column whose value neither came nor stood here, by its place among those that come; for who wants to know.
     pub(super) lacks: Option<usize>,
+    /// As whom its rows are changed.
+    actor: Actor,
     has_triggers: bool,
+    /// Those of them that are kept apart.
+    pub(super) deferred: Option<Deferred>,
     /// Updates may go straight to the table: nothing of the table's definition wants to see them first.
     direct_updates: bool,
     pub(super) indexes_open: bool,
@@ -51,12 +57,26 @@ pub(super) enum Updated {
 }
 
 /// To be given back to [`OpenTable::leave`].
-pub(super) struct Entered(pg_sys::MemoryContext);
+#[must_use]
+pub(super) struct Entered {
+    memory: pg_sys::MemoryContext,
+    acting: Acting,
+}
 
 impl OpenTable {
     /// Opens the table and an executor state, in the current transaction. `locked`: it has been locked already
     /// ([`super::lock_table`]).
-    pub(crate) fn open(target: &Target, locked: bool) -> OpenTable {
+    ///
+    /// # Errors
+    /// Its deferred triggers and those of another owner cannot be told apart.
+    pub(crate) fn open(target: &Target, locked: bool) -> Result<OpenTable, ApplyError> {
+        let acting = target.actor.begin();
+        let opened = Self::open_as_owner(target, locked);
+        acting.end();
+        opened
+    }
+
+    fn open_as_owner(target: &Target, locked: bool) -> Result<OpenTable, ApplyError> {
         // SAFETY: in a transaction; the objects belong to the state's memory context, which lives as long as the
         // transaction does.
         unsafe {
@@ -78,6 +98,12 @@ impl OpenTable {
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
             pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
             fire_as_replica((*result).ri_TrigDesc);
+            let defers = !target.partitioned && deferred::settle((*result).ri_TrigDesc);
+            let deferred =
+                (defers && target.actor.restricted).then(|| Deferred::take_from((*result).ri_TrigDesc));
+            if defers {
+                target.actor.may_defer(&target.name)?;
+            }
             // Triggers that fire at the end of the statement find the table here instead of opening it again.
             (*estate).es_opened_result_relations =
                 pg_sys::lappend((*estate).es_opened_result_relations, result.cast());
@@ -121,7 +147,7 @@ impl OpenTable {
             let has_triggers = !target.partitioned && !(*relation).trigdesc.is_null();
             let constraints = (*desc).constr;
             let generates = !constraints.is_null() && (*constraints).has_generated_stored;
-            OpenTable {
+            Ok(OpenTable {
                 relation,
                 estate,
                 result,
@@ -132,10 +158,12 @@ impl OpenTable {
                 index,
                 defaults,
                 lacks: None,
+                actor: target.actor,
                 has_triggers,
+                deferred,
                 direct_updates: !has_triggers && !generates && index_is_some,
                 indexes_open: false,
-            }
+            })
         }
     }
 
@@ -192,6 +220,7 @@ impl OpenTable {
     pub(super) unsafe fn enter(&mut self) -> Entered {
         // SAFETY: the state lives as long as the open table.
         unsafe {
+            let acting = self.actor.begin();
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             (*self.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             let memory = (*per_tuple_context(self.estate)).ecxt_per_tuple_memory;
@@ -199,7 +228,10 @@ impl OpenTable {
             if self.has_triggers {
                 pg_sys::AfterTriggerBeginQuery();
             }
-            Entered(previous)
+            Entered {
+                memory: previous,
+                acting,
+            }
         }
     }
 
@@ -207,7 +239,7 @@ impl OpenTable {
     ///
     /// # Safety
     /// Once after each [`Self::enter`].
-    pub(super) unsafe fn leave(&mut self, Entered(previous): Entered) {
+    pub(super) unsafe fn leave(&mut self, entered: Entered) {
         // SAFETY: undoes what `enter` did, in reverse.
         unsafe {
             if self.has_triggers {
@@ -216,10 +248,11 @@ impl OpenTable {
             pg_sys::ExecClearTuple(self.local_row);
             pg_sys::ExecClearTuple(self.new_row);
             pg_sys::PopActiveSnapshot();
-            pg_sys::MemoryContextSwitchTo(previous);
+            pg_sys::MemoryContextSwitchTo(entered.memory);
             pg_sys::MemoryContextReset((*per_tuple_context(self.estate)).ecxt_per_tuple_memory);
             pg_sys::CommandCounterIncrement();
         }
+        entered.acting.end();
     }
 
     /// Inserts a row; `routed`: as it stands composed for the table above.
@@ -233,6 +266,7 @@ impl OpenTable {
         routed: Option<&Routed<'_>>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        target.check(Operation::Insert)?;
         // SAFETY: the slots belong to the open table.
         unsafe {
             let found = match target.key {
@@ -285,6 +319,7 @@ impl OpenTable {
     ) -> Result<Updated, ApplyError> {
         let (kind, key_row) = old.unwrap_or((OldKind::Full, new));
         let mut direct = self.direct_updates;
+        target.check(Operation::Update)?;
         // SAFETY: the slots belong to the open table.
         unsafe {
             loop {
@@ -330,6 +365,7 @@ impl OpenTable {
         old: &Tuple<'_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        target.check(Operation::Delete)?;
         // SAFETY: the slots belong to the open table.
         unsafe {
             let found = self.find(target, kind, old, true)?;

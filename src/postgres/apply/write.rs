@@ -4,6 +4,7 @@ use pg_ha_replication::codec::Tuple;
 use pgrx::pg_sys;
 
 use super::ApplyError;
+use super::deferred::Queued;
 use super::partitioned::Routed;
 use super::table::OpenTable;
 use super::target::Target;
@@ -28,6 +29,7 @@ impl OpenTable {
         unsafe {
             self.open_indexes();
             pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
+            self.queue_deferred(Queued::Insert);
         }
     }
 
@@ -56,6 +58,7 @@ impl OpenTable {
                 self.local_row,
                 self.new_row,
             );
+            self.queue_deferred(Queued::Update);
         }
     }
 
@@ -66,6 +69,7 @@ impl OpenTable {
         unsafe {
             self.open_indexes();
             pg_sys::ExecSimpleRelationDelete(self.result, self.estate, self.epq, self.local_row);
+            self.queue_deferred(Queued::Delete);
         }
     }
 
