@@ -299,6 +299,7 @@ fn prepare_table(work: &Work) -> Result<(), Failure> {
 /// Commits under the origin of copies from this provider. Copiers take turns, since a replication origin can be set up
 /// by one process at a time.
 fn commit(work: &Work) -> Result<(), Failure> {
+    origin::unmarked(|| worker::with_latest_snapshot(|| catalog::tell_of_copy(&work.table)))?;
     let number = work.origin.0;
     worker::with_latest_snapshot(|| catalog::lock_origin(number))?;
     work.origin

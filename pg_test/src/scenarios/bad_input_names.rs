@@ -325,12 +325,12 @@ fn not_yet(stage: &Stage) -> Result<()> {
     let dsn = literal(&two.dsn(database));
     for (statement, word) in [
         (
-            format!("SELECT ha.sub_create('s', {dsn}, forward_origins => '{{all}}')"),
-            "forward_origins",
+            format!("SELECT ha.standby_create('s', {dsn})"),
+            "standby_create",
         ),
         (
-            format!("SELECT ha.sub_create('s', {dsn}, apply_delay => '1 s')"),
-            "apply_delay",
+            format!("SELECT ha.witness_create('s', {dsn})"),
+            "witness_create",
         ),
     ] {
         refused_cleanly(one, database, &statement, &["0A000"], &[word])?;

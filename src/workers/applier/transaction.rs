@@ -10,13 +10,13 @@ use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
-use super::report::Conflicts;
+use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
 use super::ways::{Lane, Lanes, Rivals, Stray};
 use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
-use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
+use crate::catalog::subscription_tables::{self, CopiedMessage, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
 use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::RowChange;
@@ -271,9 +271,13 @@ impl Apply {
 
     /// A message of the transaction that is being applied.
     fn told(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
-        if logical.prefix != subscription_tables::COPY_MESSAGE
-            || self.open.as_ref().is_none_or(|open| open.skip)
-        {
+        if self.open.as_ref().is_none_or(|open| open.skip) {
+            return Ok(());
+        }
+        if logical.prefix == subscription_tables::COPIED_MESSAGE {
+            return self.told_of_copy(logical);
+        }
+        if logical.prefix != subscription_tables::COPY_MESSAGE {
             return Ok(());
         }
         let message: CopyMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
@@ -291,6 +295,19 @@ impl Apply {
         // What follows of the table in this very transaction is the copy's as well.
         self.tables.close_gate(table.schema, table.name);
         self.asked_to_copy = true;
+        Ok(())
+    }
+
+    /// A table was copied on the provider: those changes of its origin that came with the copy are not forwarded.
+    fn told_of_copy(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
+        let message: CopiedMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+        if message
+            .set_names
+            .iter()
+            .any(|name| self.replication_sets.contains(name))
+        {
+            report::copied_on_provider(self.place, &message.schema, &message.name);
+        }
         Ok(())
     }
 
