@@ -422,6 +422,9 @@ fn prepare_table(table: &PendingTable) -> Result<(), Failure> {
 /// older. Copiers take turns, since a replication origin can be set up
 /// by one process at a time.
 fn commit(work: &Work, horizon: i64) -> Result<(), Failure> {
+    for piece in &work.pieces {
+        origin::unmarked(|| worker::with_latest_snapshot(|| catalog::tell_of_copy(&piece.table)))?;
+    }
     let number = work.origin.0;
     worker::with_latest_snapshot(|| catalog::lock_origin(number))?;
     work.origin.commit_once(horizon);

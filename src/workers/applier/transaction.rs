@@ -11,14 +11,14 @@ use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::counts::Counts;
-use super::report::Conflicts;
+use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
 use super::ways::{Lane, Lanes, Rivals, Stray};
 use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::sequences::{self, SequenceMessage, SetError};
-use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
+use crate::catalog::subscription_tables::{self, CopiedMessage, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
 use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::{Look, RowChange};
@@ -298,6 +298,9 @@ impl Apply {
             }
             return Ok(());
         }
+        if logical.prefix == subscription_tables::COPIED_MESSAGE {
+            return self.told_of_copy(logical);
+        }
         if logical.prefix != subscription_tables::COPY_MESSAGE {
             return Ok(());
         }
@@ -316,6 +319,19 @@ impl Apply {
         // What follows of the table in this very transaction is the copy's as well.
         self.tables.close_gate(table.schema, table.name);
         self.asked_to_copy = true;
+        Ok(())
+    }
+
+    /// A table was copied on the provider: those changes of its origin that came with the copy are not forwarded.
+    fn told_of_copy(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
+        let message: CopiedMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+        if message
+            .set_names
+            .iter()
+            .any(|name| self.replication_sets.contains(name))
+        {
+            report::copied_on_provider(self.place, &message.schema, &message.name);
+        }
         Ok(())
     }
 
