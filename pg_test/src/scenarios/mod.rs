@@ -1,5 +1,6 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_as_owner;
 mod apply_held;
 mod apply_stops;
 mod bad_input_drop_database;
@@ -8,15 +9,20 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_versions;
 mod crash_apply;
 mod false_missing;
+mod forwarding;
 mod least_privilege_tls;
 mod mixed_sets;
+mod mixed_versions;
 mod one_way;
 mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
+mod random_changes;
 mod self_check;
+mod sequences;
 mod shapes;
 mod slots;
 mod slow_and_full;
@@ -31,10 +37,15 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
+        random_changes::SCENARIOS,
+        mixed_versions::SCENARIOS,
         copies::SCENARIOS,
+        copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
+        forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_as_owner::SCENARIOS,
         apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
@@ -42,6 +53,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
+        sequences::SCENARIOS,
         shapes::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
