@@ -59,10 +59,23 @@ CREATE TABLE ha.origin_ids (
     node_id  integer NOT NULL,
     ordinal  integer NOT NULL DEFAULT 0,
     node_uid uuid NOT NULL,
+    lane     integer NOT NULL DEFAULT 0,
     UNIQUE (node_id, ordinal)
 );
 COMMENT ON TABLE ha.origin_ids IS
-    'which of this server''s replication origin numbers stand for which origin (by the id of its founding node); a node made anew under an old id has a number of its own';
+    'which of this server''s replication origin numbers stand for which origin (by the id of its founding node), and by which way its transactions come: node_uid is the provider, lane 0 its own transactions, any other a number of the provider''s ways. A node made anew under an old id has a number of its own; ordinal -1: rows copied from the node';
+
+-- What was applied of transactions that may come again by another way. Written with them, in one commit.
+CREATE TABLE ha.applied_changes (
+    origin_id   integer NOT NULL,
+    origin_lsn  pg_lsn NOT NULL,
+    commit_time bigint NOT NULL,
+    changes     bytea NOT NULL
+);
+ALTER TABLE ha.applied_changes ALTER COLUMN changes SET STORAGE EXTERNAL;
+CREATE INDEX applied_changes_position ON ha.applied_changes (origin_id, origin_lsn);
+COMMENT ON TABLE ha.applied_changes IS
+    'only where several subscriptions can bring changes of one origin: digests, of 8 bytes each, of the changes applied of each of its transactions, until it has come by every way or ha.duplicate_retention has passed. commit_time: microseconds since 2000';
 
 -- Replication sets: tables ------------------------------------------------------------------------------------
 

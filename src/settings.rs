@@ -17,6 +17,7 @@ static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static DUPLICATE_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static CONFLICT_HORIZON: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_ROW_VERSIONS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
 static SEQUENCE_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(1000);
@@ -56,6 +57,11 @@ pub(crate) fn max_nodes() -> i32 {
 /// `ha.max_subscriptions`.
 pub(crate) fn max_subscriptions() -> i32 {
     MAX_SUBSCRIPTIONS.get()
+}
+
+/// `ha.duplicate_retention`.
+pub(crate) fn duplicate_retention() -> Duration {
+    Duration::from_secs(60 * u64::from(DUPLICATE_RETENTION.get().unsigned_abs()))
 }
 
 /// `ha.events_max_size` in bytes.
@@ -179,6 +185,16 @@ pub(crate) fn register() {
         64,
         GucContext::Sighup,
         plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.duplicate_retention",
+        c"How long it is remembered which changes were applied that may come again by another subscription.",
+        c"They are forgotten earlier once every subscription that can bring them has passed them.",
+        &DUPLICATE_RETENTION,
+        1,
+        525_600,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
     );
     GucRegistry::define_int_guc(
         c"ha.conflict_horizon",

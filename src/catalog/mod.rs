@@ -3,6 +3,7 @@
 //! Reading never assigns a transaction id, so that it works on standbys and that a session which waits for another
 //! node holds nothing that the other one could wait for.
 
+pub(crate) mod applied_changes;
 pub(crate) mod copied_progress;
 pub(crate) mod deferred_indexes;
 pub(crate) mod nodes;

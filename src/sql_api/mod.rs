@@ -9,6 +9,7 @@ pub(crate) mod drop_checks;
 mod error;
 pub(crate) mod events;
 pub(crate) mod exchange;
+mod forward_origins;
 pub(crate) mod nodes;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;

@@ -18,8 +18,8 @@ use serde_json::json;
 use super::exchange::{self, Request, Response};
 use super::subscription_options::checked_delay;
 use super::{
-    arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, sequences,
-    slots, synchronization,
+    arguments, checks, connection_checks, forward_origins, quoted_list, refuse_in_recovery,
+    require_local_node, sequences, slots, synchronization,
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
@@ -61,12 +61,6 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let synchronize_structure = arguments::required("synchronize_structure", new.synchronize_structure)?;
     let synchronize_data = arguments::required("synchronize_data", new.synchronize_data)?;
     let forwarded = arguments::names("forward_origins", new.forward_origins)?;
-    if !forwarded.is_empty() {
-        return Err(arguments::not_supported(
-            "forward_origins",
-            quoted_list(forwarded.iter().map(String::as_str)),
-        ));
-    }
     let delay = arguments::required("apply_delay", new.apply_delay)?;
     let apply_delay = checked_delay(interval_length(&delay), &format!("{delay}"))?;
     let enabled = arguments::required("enabled", new.enabled)?;
@@ -87,6 +81,8 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
 
     let mut peer = Peer::connect(&dsn, Purpose::Sql, Patience::Interruptible)?;
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
+    let known_there: Vec<String> = answer.nodes.iter().map(|node| node.node_name.clone()).collect();
+    forward_origins::require(&forwarded, &known_there, &provider.node_name, &local.node_name)?;
     let slot = slots::name(local.node_id, &name)?;
     introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
     let slot_lsn = slots::create(&dsn, &slot)?;

@@ -16,6 +16,7 @@ mod report;
 mod skip;
 pub(super) mod tables;
 pub(super) mod transaction;
+mod ways;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, apply, latch};
+use crate::settings;
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_ASKED, KIND_DATA};
 use delay::Delay;
@@ -40,6 +42,9 @@ use transaction::Apply;
 
 /// Shortest time between two writings of what the provider had seen.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two looks for what need not be remembered any more.
+const FORGET_PAUSE: Duration = Duration::from_secs(10);
 
 /// Times a transaction is tried again after a passing error before the stream starts over.
 const RETRIES: u32 = 5;
@@ -144,10 +149,16 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut gates = Gates::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
+    let mut forgot = saved;
     loop {
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.applied(), apply.tables())?;
+            if forgot.elapsed() >= FORGET_PAUSE {
+                forgot = Instant::now();
+                let retention = settings::duplicate_retention().as_micros() as i64;
+                apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+            }
         }
         match queue.take() {
             Taken::Message(message) => {

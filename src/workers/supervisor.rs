@@ -229,6 +229,13 @@ fn look(identity: &Identity) -> Result<Option<Seen>, String> {
 }
 
 fn publish(identity: &Identity, nodes: &[KnownNode]) {
+    let views: Vec<layout::NodeView> = nodes
+        .iter()
+        .take((settings::max_nodes().max(1) as usize).min(layout::MAX_NODES))
+        .map(layout::NodeView::new)
+        .collect();
+    // Before who we are: streams that start want to know both.
+    shared_state::publish_nodes(&views);
     if let Some(area) = shared_state::area() {
         area.local.write(|local| {
             local.node_id = identity.node_id as u32;
@@ -238,12 +245,6 @@ fn publish(identity: &Identity, nodes: &[KnownNode]) {
             local.group_name.set(&identity.group_name);
         });
     }
-    let views: Vec<layout::NodeView> = nodes
-        .iter()
-        .take((settings::max_nodes().max(1) as usize).min(layout::MAX_NODES))
-        .map(layout::NodeView::new)
-        .collect();
-    shared_state::publish_nodes(&views);
 }
 
 /// Ends the supervisor because the identity is nobody's (any more).

@@ -7,7 +7,10 @@
 
 pub mod codec;
 pub mod conflict;
+pub mod forwarding;
+pub mod once;
 pub mod options;
+pub mod origin_name;
 pub mod pattern;
 pub mod progress;
 pub mod retention;

@@ -13,6 +13,7 @@ mod copies_many;
 mod copies_versions;
 mod crash_apply;
 mod false_missing;
+mod forwarding;
 mod least_privilege_tls;
 mod mixed_sets;
 mod mixed_versions;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         copies_many::SCENARIOS,
         copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
+        forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
         apply_as_owner::SCENARIOS,

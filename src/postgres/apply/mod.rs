@@ -156,6 +156,25 @@ pub(crate) fn begin() {
     }
 }
 
+/// Keeps other appliers from an origin until the end of the transaction: only between two of its transactions can they
+/// tell which of them has applied what. Waits for them; the server sees deadlocks.
+pub(crate) fn claim(origin: u16) {
+    // Users' advisory locks have 1 or 2 in the last field.
+    let tag = pg_sys::LOCKTAG {
+        // SAFETY: a variable of this process.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: 0x6861,
+        locktag_field3: u32::from(origin),
+        locktag_field4: 3,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    };
+    // SAFETY: in a transaction, which gives the lock back.
+    unsafe {
+        pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false);
+    }
+}
+
 /// Commits under the origin of the remote transaction, with its position and time, atomically with the data. The
 /// result is where the local commit record ends (it is durable only once the WAL is flushed that far); None if nothing
 /// was written: then there is no such record, and the origin's progress is what it was.

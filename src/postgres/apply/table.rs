@@ -47,6 +47,17 @@ pub(crate) enum RowChange<'t, 'a> {
     Delete(OldKind, &'t Tuple<'a>),
 }
 
+impl<'t, 'a> RowChange<'t, 'a> {
+    /// The old and the new row, as far as they came.
+    pub(crate) fn rows(&self) -> (Option<(OldKind, &'t Tuple<'a>)>, Option<&'t Tuple<'a>>) {
+        match *self {
+            RowChange::Insert(new) => (None, Some(new)),
+            RowChange::Update(old, new) => (old, Some(new)),
+            RowChange::Delete(kind, old) => (Some((kind, old)), None),
+        }
+    }
+}
+
 /// What became of an update.
 pub(super) enum Updated {
     Done(Decision),

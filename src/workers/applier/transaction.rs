@@ -6,12 +6,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use pg_ha_model::{NodeId, PgTimestamp};
 use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
+use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
 use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
+use super::ways::{Lane, Lanes, Rivals, Stray};
+use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::sequences::{self, SequenceMessage, SetError};
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
@@ -56,8 +59,10 @@ pub(super) enum Failure {
     Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
-    #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
+    #[error("the stream brought a transaction of node {0}, which cannot come this way")]
     ForeignOrigin(NodeId),
+    #[error("the ways of changes could not be read: {0}")]
+    Ways(String),
 }
 
 /// A remote transaction that is being applied.
@@ -68,6 +73,11 @@ struct Open {
     version: Version,
     /// Nothing of it is applied: it was already, before a restart, or somebody wants it passed over.
     skip: bool,
+    lane: Lane,
+    /// The provider's number for the lane, 0 for its own transactions.
+    lane_number: u16,
+    /// Where other subscriptions can bring it too.
+    arrival: Option<Arrival>,
     /// Somebody wants it passed over.
     passed: Option<Passed>,
     /// With it ends the search for the one that was to be passed over.
@@ -84,10 +94,9 @@ pub(super) struct Apply {
     asked_to_copy: bool,
     here: NodeId,
     provider: NodeId,
-    /// What commits are stamped with.
-    stamp: Origin,
-    /// Up to here the origin's transactions are applied.
-    progress: u64,
+    /// What commits are stamped with, and up to where transactions are applied.
+    lanes: Lanes,
+    rivals: Rivals,
     /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
@@ -119,8 +128,16 @@ impl Apply {
             asked_to_copy: false,
             here,
             provider,
-            stamp,
-            progress,
+            lanes: Lanes::new(
+                here,
+                provider,
+                &subscription.provider_uid,
+                Lane {
+                    origin: stamp,
+                    progress,
+                },
+            ),
+            rivals: Rivals::new(subscription.id, &subscription.provider_uid),
             origins: HashMap::new(),
             check: StreamCheck::new(),
             checked: 0,
@@ -294,14 +311,16 @@ impl Apply {
     }
 
     fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
-        if begin.origin != self.provider {
-            return Err(Failure::ForeignOrigin(begin.origin));
-        }
+        self.rivals.attend().map_err(Failure::Ways)?;
+        let lane = *self.lanes.of(begin).map_err(|stray| match stray {
+            Stray::Origin(origin) => Failure::ForeignOrigin(origin),
+            Stray::Catalog(error) => Failure::Ways(error),
+        })?;
         for seen in begin.seen.iter() {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
-        let applied = begin.origin_lsn.0 <= self.progress;
+        let applied = begin.origin_lsn.0 <= lane.progress;
         let verdict = if applied {
             Verdict::Apply
         } else {
@@ -313,8 +332,17 @@ impl Apply {
             changes: 0,
         });
         let skip = applied || passed.is_some();
+        let mut arrival = None;
         if !skip {
+            lane.origin.use_in_session();
             apply::begin();
+            if self.rivals.share(begin.origin) {
+                arrival = Some(self.rivals.meet(TransactionId {
+                    origin: begin.origin,
+                    position: begin.origin_lsn.0,
+                    time: begin.commit_ts,
+                })?);
+            }
         }
         self.open = Some(Open {
             xid: begin.xid,
@@ -325,6 +353,9 @@ impl Apply {
                 origin: begin.origin,
             },
             skip,
+            lane,
+            lane_number: begin.lane,
+            arrival,
             passed,
             forget_skip: verdict == Verdict::ApplyAndForget,
             changes: 0,
@@ -337,10 +368,14 @@ impl Apply {
         self.tables.close();
         // While this can fail the transaction is there to be told of.
         match &self.open {
-            Some(open) if open.passed.is_some() => self.skip.begin_in_its_place()?,
+            Some(open) if open.passed.is_some() => {
+                open.lane.origin.use_in_session();
+                self.skip.begin_in_its_place()?;
+            }
             Some(open) if open.forget_skip => self.skip.forget()?,
             _ => {}
         }
+        self.note_applied()?;
         let Some(open) = self.open.take() else {
             return Ok(());
         };
@@ -348,8 +383,20 @@ impl Apply {
             progress.received(commit.end_lsn.0);
             return Ok(());
         }
-        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
-        self.progress = open.origin_lsn;
+        let own = open.lane_number == 0;
+        let stamp = open.lane.origin;
+        let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
+        if local_end.is_none() && (!own || open.arrival.is_some()) {
+            // What others have applied of it is before this record in the WAL: once the record is safe, so is that.
+            local_end = Some(stamp.record(open.origin_lsn));
+        }
+        self.lanes
+            .passed(&open.version.origin, open.lane_number, open.origin_lsn);
+        if !own {
+            // The provider had it when it wrote what follows.
+            self.seen.advance(open.version.origin, open.version.timestamp);
+            self.seen_changed = true;
+        }
         if core::mem::take(&mut self.asked_to_copy) {
             shared_state::catalog_changed();
         }
@@ -361,10 +408,32 @@ impl Apply {
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         match local_end {
-            Some(local_end) => progress.committed(open.end_lsn, local_end),
-            None => progress.received(open.end_lsn),
+            Some(local_end) if own => progress.committed(open.end_lsn, local_end),
+            // The stream starts where the provider's own progress is, which this has not moved: it is written down later.
+            _ => progress.received(open.end_lsn),
         }
         Ok(())
+    }
+
+    /// Where the open transaction may come again by another way: notes what was applied of it.
+    fn note_applied(&self) -> Result<(), Failure> {
+        if let Some(open) = &self.open
+            && let Some(arrival) = &open.arrival
+            && !arrival.applied().is_empty()
+        {
+            let id = TransactionId {
+                origin: open.version.origin,
+                position: open.origin_lsn,
+                time: open.version.timestamp,
+            };
+            worker::with_latest_snapshot(|| applied_changes::note(id, arrival.applied()))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was noted of changes that cannot come again.
+    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
+        self.rivals.forget(oldest)
     }
 
     fn count_passed(&mut self) {
@@ -385,7 +454,7 @@ impl Apply {
         self.tables.close();
         let mut ids = Vec::with_capacity(all);
         for id in truncate.relations.iter() {
-            if self.tables.may_truncate(id, end_lsn)? {
+            if self.tables.may_truncate(id, end_lsn)? && self.is_new(id)? {
                 ids.push(id);
             }
         }
@@ -413,6 +482,21 @@ impl Apply {
         Ok(())
     }
 
+    /// Whether the emptying of a table in the open transaction has not come by another way.
+    fn is_new(&mut self, relation: u32) -> Result<bool, Failure> {
+        let Some(arrival) = self.open.as_mut().and_then(|open| open.arrival.as_mut()) else {
+            return Ok(true);
+        };
+        let shape = self.tables.shape(relation)?;
+        let verdict = arrival.meet(Change {
+            digest: shape.truncate(),
+            relation,
+            keyed: shape.is_keyed(),
+            kind: Kind::Truncate,
+        });
+        Ok(verdict != once::Verdict::Skip)
+    }
+
     fn row(
         &mut self,
         relation: u32,
@@ -424,15 +508,45 @@ impl Apply {
         if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
         }
+        let verdict = match &mut open.arrival {
+            None => once::Verdict::Apply,
+            Some(arrival) => {
+                let shape = self.tables.shape(relation)?;
+                let (old, new) = change.rows();
+                arrival.meet(Change {
+                    digest: shape.row(operation, old, new),
+                    relation,
+                    keyed: shape.is_keyed(),
+                    kind: Kind::Row(operation),
+                })
+            }
+        };
+        if verdict == once::Verdict::Skip {
+            return Ok(());
+        }
         open.changes += 1;
-        let remote = open.version;
+        let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
         let (target, table, counters) = self.tables.open(relation)?;
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
         let decision = table.apply(target, change, &mut |found| {
             let local = local(found, origins, here);
             standing = Some(local);
-            conflict::decide(operation, remote, local, |version| seen.covers(version))
+            if let Some(overtaken) = once::overtaken(verdict, remote, local) {
+                return overtaken;
+            }
+            // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
+            let decision = conflict::decide(operation, remote, local, |version| {
+                seen.covers(version) || forwarded && version.origin == provider
+            });
+            match verdict {
+                once::Verdict::Apply | once::Verdict::Late => decision,
+                // It was judged, and told of, when it first came.
+                once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
+                    conflict: None,
+                    ..decision
+                },
+            }
         })?;
         if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
             self.conflicts
