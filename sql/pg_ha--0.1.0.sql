@@ -241,6 +241,31 @@ CREATE TABLE ha.row_versions (
 COMMENT ON TABLE ha.row_versions IS
     'the true versions (commit time and id of the origin''s founding node) of rows that a copy brought and that were younger than ha.conflict_horizon then; key: a digest of the row''s key';
 
+CREATE TABLE ha.copied_progress (
+    table_id integer NOT NULL REFERENCES ha.subscription_tables (table_id) ON DELETE CASCADE,
+    node_id  integer NOT NULL,
+    node_uid uuid NOT NULL,
+    lsn      pg_lsn NOT NULL,
+    PRIMARY KEY (table_id, node_id)
+);
+COMMENT ON TABLE ha.copied_progress IS
+    'for each table that was copied, what the copy contains of nodes other than its provider: everything that such a node committed before lsn of its own WAL and that the provider receives from it';
+
+-- Its origin numbers are read from shared memory, which only superusers may.
+CREATE FUNCTION ha.applied_progress(OUT node_id integer, OUT node_uid uuid, OUT lsn pg_lsn) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT n.node_id, n.node_uid, max(s.remote_lsn)
+      FROM ha.origin_ids o
+      JOIN ha.node_catalog n ON n.node_id = o.node_id AND n.node_uid = o.node_uid
+      JOIN pg_show_replication_origin_status() s (local_id, external_id, remote_lsn, local_lsn)
+        ON s.local_id = o.roident
+     WHERE o.ordinal >= 0 AND s.remote_lsn > '0/0'
+     GROUP BY 1, 2
+$$;
+COMMENT ON FUNCTION ha.applied_progress() IS
+    'how far this node has applied what others committed themselves, by positions in their WAL';
+
 -- Nodes: functions --------------------------------------------------------------------------------------------
 
 CREATE FUNCTION ha.node_create(node_name name, dsn text, group_name name = NULL, node_id integer = NULL,
@@ -763,7 +788,7 @@ GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
     ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables,
-    ha.row_versions, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
+    ha.row_versions, ha.copied_progress, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 
@@ -771,4 +796,5 @@ GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node
 -- membership in ha_replication means being trusted as a node.
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.origin_ids,
     ha.row_versions TO ha_replication;
-GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]) TO ha_replication;
+GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]),
+    ha.applied_progress() TO ha_replication;

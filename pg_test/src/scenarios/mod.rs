@@ -9,6 +9,7 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_many;
 mod copies_versions;
 mod crash_apply;
 mod false_missing;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
         copies::SCENARIOS,
+        copies_many::SCENARIOS,
         copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,

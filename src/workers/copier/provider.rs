@@ -7,6 +7,7 @@ use pg_ha_model::NodeId;
 use pgrx::pg_sys;
 
 use super::Failure;
+use crate::catalog::copied_progress::{self, NodeProgress};
 use crate::catalog::subscription_tables::{PendingTable, wanted};
 use crate::network::peer::literal;
 use crate::postgres::apply::target::{RemoteColumn, RemoteTable};
@@ -82,6 +83,26 @@ pub(super) fn open_snapshot(
         others: text(&row, 1)? == "t",
         copied: text(&row, 2)? == "t",
     })
+}
+
+/// How far the provider has applied other nodes. Before a snapshot that comes later: this contains all of it, since a
+/// new slot waits for the transactions that run.
+pub(super) fn progress(connection: &mut Connection) -> Result<Vec<NodeProgress>, Failure> {
+    let rows = connection
+        .query(copied_progress::QUERY, 3)
+        .map_err(Failure::Refused)?;
+    rows.iter()
+        .map(|row| {
+            let lsn = text(row, 2)?
+                .parse::<pg_ha_model::Lsn>()
+                .map_err(|error| Failure::Answer(error.to_string()))?;
+            Ok(NodeProgress {
+                node_id: number(row, 0)?,
+                node_uid: text(row, 1)?.to_owned(),
+                lsn: lsn.0,
+            })
+        })
+        .collect()
 }
 
 /// Looks at the table in the snapshot: its columns and rows as the stream sends them.
