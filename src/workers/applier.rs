@@ -25,8 +25,10 @@ use pgrx::prelude::*;
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
 use crate::durable::seen as seen_file;
+use crate::postgres::apply::context::take_place;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
+use crate::postgres::values::CANONICAL;
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, latch};
 use crate::shared_state::{self, Status, layout};
@@ -104,12 +106,13 @@ pub(super) fn settle() {
     worker::set(c"session_replication_role", c"replica");
     // Policies are never applied silently.
     worker::set(c"row_security", c"on");
-    // Names come qualified.
-    worker::set(c"search_path", c"");
-    // Values that come as text are in the form that the provider's session wrote.
-    worker::set(c"datestyle", c"ISO");
-    worker::set(c"intervalstyle", c"postgres");
-    worker::set(c"extra_float_digits", c"3");
+    // Values that come as text mean what the provider's session meant. The time zone is this database's own: values
+    // come with theirs, and it is what defaults and triggers count days by.
+    for (name, value) in CANONICAL {
+        if name != c"timezone" {
+            worker::set(name, value);
+        }
+    }
     // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
     worker::set(c"synchronous_commit", c"off");
     // Nobody is there to answer for a slow statement or an idle transaction.
@@ -216,9 +219,13 @@ fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<
             Err(caught) => {
                 let again = whole && attempt < RETRIES && passing(&caught);
                 if !again {
-                    return Err(format!("{}{}", caught.describe(), apply.where_it_stands()));
+                    return Err(match take_place() {
+                        Some(place) => format!("{place}: {}{}", caught.describe(), apply.where_it_stands()),
+                        None => format!("{}{}", caught.describe(), apply.where_it_stands()),
+                    });
                 }
                 attempt += 1;
+                take_place();
                 positions.place.retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
                 latch::wait(Duration::from_millis(10 << attempt));

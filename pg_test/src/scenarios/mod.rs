@@ -9,6 +9,7 @@ mod bad_input_settings;
 mod conflict_lww;
 mod copies;
 mod crash_apply;
+mod every_type;
 mod false_missing;
 mod least_privilege_tls;
 mod mixed_sets;
@@ -20,6 +21,7 @@ mod self_check;
 mod shapes;
 mod slow_and_full;
 mod support;
+mod types;
 mod walkthrough;
 mod wrong_clock;
 
@@ -42,6 +44,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
+        types::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

@@ -6,6 +6,7 @@
 
 pub(crate) mod acting;
 mod compose;
+pub(crate) mod context;
 mod deferred;
 mod find;
 mod partitioned;
@@ -124,6 +125,7 @@ impl Opened {
         change: &table::RowChange<'_, '_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        let _during = context::During(|| format!("{} table {}", change.verb(), target.name));
         match self {
             Opened::Plain(table) => table.apply(target, change, judge),
             Opened::Partitioned(table) => table.apply(target, change, judge),

@@ -47,6 +47,17 @@ pub(crate) enum RowChange<'t, 'a> {
     Delete(OldKind, &'t Tuple<'a>),
 }
 
+impl RowChange<'_, '_> {
+    /// For messages: "INSERT into" and the like.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            RowChange::Insert(_) => "INSERT into",
+            RowChange::Update(..) => "UPDATE of",
+            RowChange::Delete(..) => "DELETE from",
+        }
+    }
+}
+
 /// What became of an update.
 pub(super) enum Updated {
     Done(Decision),
