@@ -118,8 +118,16 @@ fn every(stage: &Stage) -> Result<()> {
     every_type::same(one, two, database, "changed")
 }
 
-/// Provider's type, subscriber's type, values, and what they are on the subscriber if not the same text.
-const CONVERSIONS: &[(&str, &str, &str, &[&str], Option<&str>)] = &[
+/// A name, the provider's type, the subscriber's, values, and what they are on the subscriber if not the same text.
+type Conversion = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    Option<&'static str>,
+);
+
+const CONVERSIONS: &[Conversion] = &[
     ("small", "int2", "int8", &["-32768", "7"], None),
     ("wide", "int4", "int8", &["-2147483648"], None),
     ("exact", "int4", "numeric", &["-5"], None),
