@@ -396,6 +396,41 @@ pub(crate) unsafe fn exit_process(code: i32) -> ! {
     }
 }
 
+/// Takes a replication slot that nobody reads from; raises when somebody does.
+///
+/// # Safety
+/// The name is nul-terminated; this process holds no slot.
+pub(crate) unsafe fn slot_acquire(name: *const core::ffi::c_char) {
+    #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name, true);
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's promise; an invalid slot is no error here.
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name, true, false);
+    }
+}
+
+/// Marks a slot as one whose WAL was removed.
+///
+/// # Safety
+/// This process holds the slot.
+pub(crate) unsafe fn mark_slot_lost(slot: *mut pg_sys::ReplicationSlot) {
+    // SAFETY: the caller's promise.
+    let data = unsafe { &mut (*slot).data };
+    #[cfg(feature = "pg15")]
+    {
+        data.invalidated_at = data.restart_lsn;
+    }
+    #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+    {
+        data.invalidated = pg_sys::ReplicationSlotInvalidationCause::RS_INVAL_WAL_REMOVED;
+    }
+    data.restart_lsn = 0;
+}
+
 /// Whether the server notes with a deferred trigger as whom it is to be fired.
 pub(crate) const NOTES_WHO_DEFERS: bool = cfg!(feature = "pg18");
 

@@ -9,5 +9,7 @@ pub mod conflict;
 pub mod options;
 pub mod pattern;
 pub mod progress;
+pub mod retention;
+pub mod skip;
 pub mod stream;
 pub mod subscription_options;

@@ -1,6 +1,7 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
 mod apply_as_owner;
+mod apply_held;
 mod apply_stops;
 mod bad_input_drop_database;
 mod bad_input_dsn;
@@ -13,12 +14,15 @@ mod every_type;
 mod false_missing;
 mod least_privilege_tls;
 mod mixed_sets;
+mod mixed_versions;
 mod one_way;
 mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
+mod random_changes;
 mod self_check;
 mod shapes;
+mod slots;
 mod slow_and_full;
 mod support;
 mod types;
@@ -32,11 +36,14 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
+        random_changes::SCENARIOS,
+        mixed_versions::SCENARIOS,
         copies::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
         apply_as_owner::SCENARIOS,
+        apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
@@ -45,6 +52,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
         types::SCENARIOS,
+        slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

@@ -45,7 +45,7 @@ pub(crate) enum ApplyError {
         length: usize,
     },
     #[error(
-        "table {0} has neither a primary key nor a replica identity index on this node, so rows cannot be found"
+        "table {0} has no unique index on this node over what the provider sends as its key, so rows cannot be found"
     )]
     NoKey(String),
     #[error(
@@ -152,20 +152,22 @@ pub(crate) fn begin() {
 }
 
 /// Commits under the origin of the remote transaction, with its position and time, atomically with the data. The
-/// result is where the local commit record ends (it is durable only once the WAL is flushed that far).
+/// result is where the local commit record ends (it is durable only once the WAL is flushed that far); None if nothing
+/// was written: then there is no such record, and the origin's progress is what it was.
 ///
 /// The session must have set up `origin` ([`Origin::use_in_session`]).
-pub(crate) fn commit(origin: Origin, origin_lsn: u64, commit_ts: i64) -> u64 {
+pub(crate) fn commit(origin: Origin, origin_lsn: u64, commit_ts: i64) -> Option<u64> {
     acting::fire_deferred();
     // SAFETY: in a transaction, with the origin set up in this session; the two variables are what the commit record
     // and the commit timestamp take (replication/origin.h).
     unsafe {
+        let wrote = u32::from(pg_sys::GetTopTransactionIdIfAny()) != 0;
         pg_sys::replorigin_session_origin = origin.0;
         pg_sys::replorigin_session_origin_lsn = origin_lsn;
         pg_sys::replorigin_session_origin_timestamp = commit_ts;
         pg_sys::CommitTransactionCommand();
         Origin::stamp_nothing();
-        pg_sys::XactLastCommitEnd
+        wrote.then_some(pg_sys::XactLastCommitEnd)
     }
 }
 

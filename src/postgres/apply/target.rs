@@ -406,6 +406,9 @@ unsafe fn format_type(type_oid: pg_sys::Oid) -> String {
     }
 }
 
+/// How rows of the table are found with what the provider sends of them: by the replica identity index, else by the
+/// primary key, else by any other unique index of key columns alone; the two nodes need not have chosen the same one.
+///
 /// # Safety
 /// `relation` is open and locked.
 unsafe fn key_of(
@@ -414,33 +417,55 @@ unsafe fn key_of(
     columns: &[LocalColumn],
     memory: pg_sys::MemoryContext,
 ) -> Key {
-    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    // SAFETY: the relation's own list of indexes, a copy that is freed again.
     unsafe {
-        let mut oid = pg_sys::RelationGetReplicaIndex(relation);
-        if oid == pg_sys::InvalidOid {
-            oid = version::primary_key_index(relation);
+        let mut candidates = vec![
+            pg_sys::RelationGetReplicaIndex(relation),
+            version::primary_key_index(relation),
+        ];
+        // Whole rows may have nulls, of which such an index can have many.
+        if !remote.full_identity {
+            let list = pg_sys::RelationGetIndexList(relation);
+            let count = if list.is_null() { 0 } else { (*list).length };
+            candidates.extend((0..count).map(|place| pg_sys::list_nth_oid(list, place)));
+            pg_sys::list_free(list);
         }
-        let otherwise = if remote.full_identity {
+        candidates.retain(|oid| *oid != pg_sys::InvalidOid);
+        let found = candidates
+            .into_iter()
+            .find_map(|oid| key_by_index(oid, remote, columns, memory));
+        found.unwrap_or(if remote.full_identity {
             Key::Full
         } else {
             Key::None
-        };
-        if oid == pg_sys::InvalidOid {
-            return otherwise;
-        }
+        })
+    }
+}
+
+/// # Safety
+/// The index belongs to a relation that is open and locked.
+unsafe fn key_by_index(
+    oid: pg_sys::Oid,
+    remote: &RemoteTable,
+    columns: &[LocalColumn],
+    memory: pg_sys::MemoryContext,
+) -> Option<Key> {
+    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    unsafe {
         let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
-        if (*(*index).rd_rel).relam != pg_sys::BTREE_AM_OID {
-            // Of another access method's strategies it is not known which one is equality.
-            pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
-            return otherwise;
-        }
         let form = &*(*index).rd_index;
-        let count = form.indnkeyatts as usize;
+        let usable = form.indisunique
+            && form.indimmediate
+            && form.indisvalid
+            // Of another access method's strategies it is not known which one is equality.
+            && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
+            && pg_sys::RelationGetIndexPredicate(index).is_null();
+        let count = if usable { form.indnkeyatts as usize } else { 0 };
         let attributes = form.indkey.values.as_slice(count);
         // The functions of the keys may keep things of their own in the context that is current here.
         let previous = pg_sys::MemoryContextSwitchTo(memory);
         let scan_keys: *mut pg_sys::ScanKeyData =
-            pg_sys::palloc0(count * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
+            pg_sys::palloc0(count.max(1) * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
         let mut places = Vec::with_capacity(count);
         for (position, attribute) in attributes.iter().enumerate() {
             let place = columns
@@ -471,15 +496,11 @@ unsafe fn key_of(
         }
         pg_sys::MemoryContextSwitchTo(previous);
         pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
-        if places.len() == count {
-            Key::Index {
-                oid,
-                columns: places,
-                scan_keys,
-            }
-        } else {
-            otherwise
-        }
+        (usable && places.len() == count).then_some(Key::Index {
+            oid,
+            columns: places,
+            scan_keys,
+        })
     }
 }
 

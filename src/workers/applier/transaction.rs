@@ -6,13 +6,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use pg_ha_model::{NodeId, PgTimestamp};
 use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
+use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
+use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
+use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
@@ -23,8 +26,12 @@ use crate::shared_state::{self, layout};
 pub(super) trait Progress {
     /// A remote transaction ending at `remote_end` is the local one whose commit record ends at `local_end`.
     fn committed(&mut self, remote_end: u64, local_end: u64);
-    /// Everything before this position of the provider has been dealt with.
+    /// Everything before this position of the provider has been dealt with, and nothing was committed for it.
     fn received(&mut self, position: u64);
+    /// Somebody waits for the provider to hear of what is done up to here.
+    fn asked(&mut self);
+    /// Whether the provider's commits wait for this subscription.
+    fn synchronous(&mut self, synchronous: bool);
 }
 
 /// What ends the applier, PostgreSQL's own errors apart.
@@ -56,8 +63,12 @@ struct Open {
     end_lsn: u64,
     origin_lsn: u64,
     version: Version,
-    /// Nothing of it is applied: it was already, before a restart.
+    /// Nothing of it is applied: it was already, before a restart, or somebody wants it passed over.
     skip: bool,
+    /// Somebody wants it passed over.
+    passed: Option<Passed>,
+    /// With it ends the search for the one that was to be passed over.
+    forget_skip: bool,
     changes: u64,
 }
 
@@ -80,6 +91,7 @@ pub(super) struct Apply {
     /// How many messages of the current frame have passed the check.
     checked: usize,
     tables: Tables,
+    skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
     /// How far the provider had applied the others, as the stream told.
@@ -110,6 +122,7 @@ impl Apply {
             check: StreamCheck::new(),
             checked: 0,
             tables: Tables::new(subscription.id),
+            skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
             seen,
@@ -134,10 +147,11 @@ impl Apply {
     pub(super) fn where_it_stands(&self) -> String {
         match &self.open {
             Some(open) => format!(
-                " (transaction {} of node {}, ending at {})",
+                " (transaction {} of node {}, ending at {}; {})",
                 open.xid,
                 open.version.origin,
-                pg_ha_model::Lsn(open.end_lsn)
+                pg_ha_model::Lsn(open.end_lsn),
+                self.skip.advice(open.end_lsn)
             ),
             None => String::new(),
         }
@@ -190,7 +204,7 @@ impl Apply {
                 });
             }
             Message::Begin(begin) => self.begin(begin)?,
-            Message::Commit(commit) => self.commit(commit, progress),
+            Message::Commit(commit) => self.commit(commit, progress)?,
             Message::Relation(relation) => self.tables.describe(relation),
             Message::Insert(insert) => {
                 self.row(
@@ -218,12 +232,24 @@ impl Apply {
             Message::Logical(logical) => {
                 if logical.transactional {
                     self.told(logical)?;
-                } else if self.open.is_none() {
-                    progress.received(logical.lsn.0);
+                } else {
+                    self.told_at_once(logical, progress);
                 }
             }
         }
         Ok(())
+    }
+
+    /// A message that belongs to no transaction.
+    fn told_at_once(&self, logical: &Logical<'_>, progress: &mut dyn Progress) {
+        if self.open.is_none() {
+            progress.received(logical.lsn.0);
+        }
+        if logical.prefix == SYNCHRONOUS_MESSAGE {
+            progress.synchronous(logical.content == b"on");
+        } else {
+            progress.asked();
+        }
     }
 
     /// A message of the transaction that is being applied.
@@ -259,7 +285,18 @@ impl Apply {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
-        let skip = begin.origin_lsn.0 <= self.progress;
+        let applied = begin.origin_lsn.0 <= self.progress;
+        let verdict = if applied {
+            Verdict::Apply
+        } else {
+            self.skip.judge(begin)
+        };
+        let passed = (verdict == Verdict::PassOver).then_some(Passed {
+            xid: begin.xid,
+            end_lsn: begin.end_lsn.0,
+            changes: 0,
+        });
+        let skip = applied || passed.is_some();
         if !skip {
             apply::begin();
         }
@@ -272,30 +309,56 @@ impl Apply {
                 origin: begin.origin,
             },
             skip,
+            passed,
+            forget_skip: verdict == Verdict::ApplyAndForget,
             changes: 0,
         });
         Ok(())
     }
 
-    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) {
-        let Some(open) = self.open.take() else { return };
+    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
-        if open.skip {
+        // While this can fail the transaction is there to be told of.
+        match &self.open {
+            Some(open) if open.passed.is_some() => self.skip.begin_in_its_place()?,
+            Some(open) if open.forget_skip => self.skip.forget()?,
+            _ => {}
+        }
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        if open.skip && open.passed.is_none() {
             progress.received(commit.end_lsn.0);
-            return;
+            return Ok(());
         }
         let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
         if core::mem::take(&mut self.asked_to_copy) {
             shared_state::catalog_changed();
         }
+        match &open.passed {
+            Some(passed) => self.skip.done(passed),
+            None if open.forget_skip => self.skip.outrun(),
+            None => {}
+        }
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
-        progress.committed(open.end_lsn, local_end);
+        match local_end {
+            Some(local_end) => progress.committed(open.end_lsn, local_end),
+            None => progress.received(open.end_lsn),
+        }
+        Ok(())
+    }
+
+    fn count_passed(&mut self) {
+        if let Some(passed) = self.open.as_mut().and_then(|open| open.passed.as_mut()) {
+            passed.changes += 1;
+        }
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
+        self.count_passed();
         let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
             return Ok(());
         };
@@ -340,6 +403,7 @@ impl Apply {
         operation: Operation,
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
+        self.count_passed();
         let Some(open) = &mut self.open else { return Ok(()) };
         if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
