@@ -12,6 +12,7 @@ mod copies;
 mod copies_many;
 mod copies_versions;
 mod crash_apply;
+mod every_type;
 mod false_missing;
 mod forwarding;
 mod least_privilege_tls;
@@ -28,6 +29,7 @@ mod shapes;
 mod slots;
 mod slow_and_full;
 mod support;
+mod types;
 mod walkthrough;
 mod wrong_clock;
 
@@ -57,6 +59,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         sequences::SCENARIOS,
         shapes::SCENARIOS,
+        types::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
