@@ -9,6 +9,8 @@ mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
 
+use std::collections::HashSet;
+
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
@@ -163,6 +165,7 @@ pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequen
         // A partitioned table means all that is below it.
         let lock = pg_sys::AccessExclusiveLock as i32;
         let mut wanted: Vec<pg_sys::Oid> = Vec::new();
+        let mut met = HashSet::new();
         for table in tables {
             let below = if table.partitioned {
                 partitioned::inheritors(table.oid, lock)
@@ -170,7 +173,7 @@ pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequen
                 vec![table.oid]
             };
             for oid in below {
-                if !wanted.contains(&oid) {
+                if met.insert(oid) {
                     wanted.push(oid);
                 }
             }
