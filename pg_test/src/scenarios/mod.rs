@@ -7,9 +7,11 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod crash_anything;
 mod crash_apply;
 mod false_missing;
 mod least_privilege_tls;
+mod many_tables;
 mod mixed_sets;
 mod mixed_versions;
 mod one_way;
@@ -33,7 +35,9 @@ pub(crate) fn all() -> Vec<Scenario> {
         walkthrough::SCENARIOS,
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
+        many_tables::SCENARIOS,
         copies::SCENARIOS,
+        crash_anything::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
