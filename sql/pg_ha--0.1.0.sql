@@ -423,7 +423,9 @@ CREATE FUNCTION ha.subscription_states(OUT subscription_id integer, OUT status t
                                        OUT transactions bigint, OUT rows_inserted bigint, OUT rows_updated bigint,
                                        OUT rows_deleted bigint, OUT conflicts bigint, OUT rows_skipped bigint,
                                        OUT retries bigint, OUT workers integer, OUT current_action text,
-                                       OUT last_error text) RETURNS SETOF record
+                                       OUT last_error text, OUT spool_transactions bigint,
+                                       OUT spool_memory_bytes bigint, OUT spool_disk_bytes bigint)
+    RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'subscription_states_wrapper';
 COMMENT ON FUNCTION ha.subscription_states() IS
@@ -476,7 +478,9 @@ CREATE VIEW ha.status_subscriptions AS
            coalesce(s.rows_deleted, 0) AS rows_deleted, coalesce(s.rows_skipped, 0) AS rows_skipped,
            coalesce(s.transactions, 0) AS transactions_applied, coalesce(s.conflicts, 0) AS conflicts,
            0::bigint AS exceptions, coalesce(s.retries, 0) AS retries, coalesce(s.workers, 0) AS workers,
-           s.current_action, NULL::text AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error
+           s.current_action, NULL::text AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error,
+           coalesce(s.spool_transactions, 0) AS spool_transactions,
+           coalesce(s.spool_memory_bytes, 0) AS spool_memory_bytes, coalesce(s.spool_disk_bytes, 0) AS spool_disk_bytes
       FROM ha.subscription_catalog c
       JOIN ha.node_catalog n ON n.node_id = c.provider_node_id
       LEFT JOIN ha.subscription_states() s USING (subscription_id)
@@ -490,7 +494,7 @@ CREATE VIEW ha.status_subscriptions AS
                    min(t.last_error) AS last_error
               FROM ha.copied_tables t WHERE t.subscription_id = c.subscription_id) p;
 COMMENT ON VIEW ha.status_subscriptions IS
-    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed';
+    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
 
 CREATE FUNCTION ha.table_states(OUT subscription_id integer, OUT relation oid, OUT rows_inserted bigint,
                                 OUT rows_updated bigint, OUT rows_deleted bigint, OUT conflicts bigint)

@@ -17,6 +17,8 @@ static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static SPOOL_MEM: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static SPOOL_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 
 /// `ha.node_name`, if set.
@@ -177,6 +179,26 @@ pub(crate) fn register() {
         plain,
     );
     GucRegistry::define_int_guc(
+        c"ha.spool_mem",
+        c"How much memory a subscription may take for transactions that are in progress on the provider.",
+        c"Above it, the largest are kept in files of the state directory until they commit.",
+        &SPOOL_MEM,
+        64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.spool_max_size",
+        c"How much disk a subscription may take for transactions that are in progress on the provider.",
+        c"A subscription that needs more fails, and goes on once it may have more or its option streaming is off.",
+        &SPOOL_MAX_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
         c"ha.events_max_size",
         c"How large the file behind ha.events may grow before it is rotated.",
         c"One older file is kept beside it.",
@@ -206,4 +228,14 @@ pub(crate) fn max_tracked_tables() -> usize {
 /// How many tables of a subscription are copied at once.
 pub(crate) fn sync_workers() -> usize {
     usize::try_from(SYNC_WORKERS.get()).unwrap_or(1)
+}
+
+/// `ha.spool_mem` in bytes.
+pub(crate) fn spool_mem() -> u64 {
+    u64::from(SPOOL_MEM.get().unsigned_abs()) * 1024
+}
+
+/// `ha.spool_max_size` in bytes.
+pub(crate) fn spool_max_size() -> u64 {
+    u64::from(SPOOL_MAX_SIZE.get().unsigned_abs()) * 1024 * 1024
 }

@@ -4,18 +4,20 @@
 //! walsender costs more than the row in it. A transaction of which nothing is wanted costs nothing on the wire.
 
 pub(crate) mod relation;
+mod streamed;
 
 use std::collections::HashMap;
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::{
-    self, EncodeError, Encoder, List, OldKind, RelationColumn, ReplicaIdentity, Seen,
+    self, EncodeError, Encoder, List, Mark, OldKind, RelationColumn, ReplicaIdentity, Seen,
 };
 use pg_ha_replication::options::{self, PluginOptions, ProviderVersions};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
 pub(crate) use relation::ColumnForm;
 use relation::Published;
+use streamed::Streams;
 
 use crate::postgres::server;
 use crate::shared_state;
@@ -79,6 +81,10 @@ pub(crate) struct Session {
     unsent: Vec<NodeId>,
     /// What the subscriber was last told of tables that several are sent as.
     shapes: HashMap<u32, u64>,
+    /// Transactions that are sent while they are in progress.
+    streams: Streams,
+    /// The frame as it was before the change that is being written.
+    unfinished: Option<Mark>,
 }
 
 impl Session {
@@ -160,7 +166,14 @@ impl Session {
             seen: HashMap::new(),
             unsent: Vec::new(),
             shapes: HashMap::new(),
+            streams: Streams::new(),
+            unfinished: None,
         })
+    }
+
+    /// Large transactions are sent while they are in progress.
+    pub(crate) fn streaming(&self) -> bool {
+        self.options.streaming
     }
 
     pub(crate) fn replication_sets(&self) -> &[String] {
@@ -225,6 +238,9 @@ impl Session {
     ) -> Result<(), EncodeError> {
         self.ensure_begun()?;
         self.announce(table)?;
+        if self.streams.in_chunk() {
+            self.unfinished = Some(self.encoder.mark());
+        }
         let (old_kind, old_columns) = if table.full {
             (OldKind::Full, table.columns.len())
         } else {
@@ -245,7 +261,16 @@ impl Session {
     }
 
     pub(crate) fn finish_change(&mut self) -> Result<(), EncodeError> {
+        self.unfinished = None;
         self.encoder.finish_message()
+    }
+
+    /// Takes back what an error has left of a change: a transaction that is sent in progress may be rolled back while
+    /// its rows are being read, and decoding goes on with others.
+    fn take_back_unfinished(&mut self) {
+        if let Some(mark) = self.unfinished.take() {
+            self.encoder.truncate_to(mark);
+        }
     }
 
     pub(crate) fn truncate<'a>(
@@ -352,6 +377,9 @@ impl Session {
     }
 
     fn ensure_begun(&mut self) -> Result<(), EncodeError> {
+        if self.streams.in_chunk() {
+            return self.ensure_chunk();
+        }
         if self.began {
             return Ok(());
         }
@@ -360,8 +388,25 @@ impl Session {
         };
         self.ensure_hello()?;
         self.began = true;
-        let seen: Vec<Seen> = self
-            .unsent
+        let seen = self.take_unsent();
+        self.encoder.begin(&self.begin_of(&transaction, &seen))
+    }
+
+    fn begin_of<'a>(&self, transaction: &Transaction, seen: &'a [Seen]) -> codec::Begin<'a> {
+        codec::Begin {
+            xid: transaction.xid,
+            commit_lsn: Lsn(transaction.commit_lsn),
+            end_lsn: Lsn(transaction.end_lsn),
+            commit_ts: PgTimestamp(transaction.commit_ts),
+            origin: self.node_id,
+            origin_lsn: Lsn(transaction.end_lsn),
+            seen: List::from(seen),
+        }
+    }
+
+    /// What the subscriber has not been told yet of what this node had seen.
+    fn take_unsent(&mut self) -> Vec<Seen> {
+        self.unsent
             .drain(..)
             .map(|origin| {
                 let (lsn, timestamp) = self.seen.get(&origin).copied().unwrap_or_default();
@@ -371,25 +416,23 @@ impl Session {
                     timestamp: PgTimestamp(timestamp),
                 }
             })
-            .collect();
-        self.encoder.begin(&codec::Begin {
-            xid: transaction.xid,
-            commit_lsn: Lsn(transaction.commit_lsn),
-            end_lsn: Lsn(transaction.end_lsn),
-            commit_ts: PgTimestamp(transaction.commit_ts),
-            origin: self.node_id,
-            origin_lsn: Lsn(transaction.end_lsn),
-            seen: List::from(seen.as_slice()),
-        })
+            .collect()
     }
 
     fn announce(&mut self, table: &mut Published) -> Result<(), EncodeError> {
-        match table.shape {
-            None if table.announced => return Ok(()),
-            Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
-            _ => {}
+        if self.streams.in_chunk() {
+            if !self.streams.announces(table) {
+                return Ok(());
+            }
+        } else {
+            let era = self.streams.era();
+            match table.shape {
+                None if table.announced == era => return Ok(()),
+                Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
+                _ => {}
+            }
+            table.announced = era;
         }
-        table.announced = true;
         let columns: Vec<RelationColumn<'_>> = table
             .columns
             .iter()

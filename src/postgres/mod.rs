@@ -8,6 +8,7 @@ pub(crate) mod drop_guard;
 mod entry;
 mod entry_status;
 pub(crate) mod error;
+pub(crate) mod file_slot;
 mod init;
 pub(crate) mod invalidation;
 pub(crate) mod latch;

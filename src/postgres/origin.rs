@@ -52,6 +52,17 @@ impl Origin {
         super::worker::at_exit(|_| Origin::stamp_nothing(), 0);
     }
 
+    /// From here to the end of the transaction all that it writes bears the origin: a server that decodes it for others
+    /// sees at once that it is not this node's own. If only the commit bore it, a large transaction would travel back
+    /// to where it came from before that came out. The position comes with the commit alone, see [`super::apply::commit`]
+    /// and [`super::apply::abort`].
+    ///
+    /// The session must have set up this origin.
+    pub(crate) fn mark_changes(self) {
+        // SAFETY: a variable of this process; what ends the transaction takes it back.
+        unsafe { pg_sys::replorigin_session_origin = self.0 };
+    }
+
     /// Ends the stamping of commits: what this process commits or aborts from here on is local.
     pub(crate) fn stamp_nothing() {
         // SAFETY: variables of this process (replication/origin.h), read when a transaction ends.

@@ -3,6 +3,8 @@
 //! Logical decoding calls these in the walsender, in WAL order, a transaction at a time. They only move data between
 //! PostgreSQL's structures and [`crate::decoding::Session`], which decides what is sent.
 
+mod streamed;
+
 use std::collections::{HashMap, HashSet};
 
 use pgrx::pg_sys;
@@ -44,6 +46,7 @@ pub unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::O
     callbacks.commit_cb = Some(commit);
     callbacks.message_cb = Some(message);
     callbacks.filter_by_origin_cb = Some(filter_by_origin);
+    streamed::register(callbacks);
 }
 
 /// # Safety
@@ -63,6 +66,7 @@ unsafe extern "C-unwind" fn startup(
     unsafe {
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
         if is_init {
+            (*ctx).streaming = false;
             return;
         }
         let pairs = option_pairs((*ctx).output_plugin_options);
@@ -70,6 +74,8 @@ unsafe extern "C-unwind" fn startup(
             Ok(session) => session,
             Err(refusal) => refusal.raise(),
         };
+        // The callbacks are there; whether they are called is for the subscriber to say.
+        (*ctx).streaming &= session.streaming();
         invalidation::register();
         let scratch = pg_sys::AllocSetContextCreateInternal(
             (*ctx).context,
@@ -101,13 +107,23 @@ unsafe extern "C-unwind" fn begin(
     // SAFETY: a live context and transaction; origins are looked up under the historic snapshot that is set up here.
     unsafe {
         let plugin = plugin(ctx);
+        send_waiting(ctx, plugin);
         plugin.session.learn_origins(|origin| Origin(origin).name());
-        plugin.session.begin(Transaction {
+        plugin.session.begin(transaction(txn));
+    }
+}
+
+/// # Safety
+/// `txn` is a transaction whose commit is being replayed.
+unsafe fn transaction(txn: *mut pg_sys::ReorderBufferTXN) -> Transaction {
+    // SAFETY: the caller's promise.
+    unsafe {
+        Transaction {
             xid: (*txn).xid.into(),
             commit_lsn: (*txn).final_lsn,
             end_lsn: (*txn).end_lsn,
             commit_ts: version::commit_time(txn),
-        });
+        }
     }
 }
 
@@ -268,6 +284,9 @@ unsafe extern "C-unwind" fn message(
     // SAFETY: a live context; the prefix is nul-terminated, the content has `size` bytes.
     unsafe {
         let plugin = plugin(ctx);
+        if txn.is_null() {
+            send_waiting(ctx, plugin);
+        }
         let prefix = core::ffi::CStr::from_ptr(prefix).to_string_lossy();
         let content = if size == 0 {
             &[]
@@ -379,6 +398,17 @@ unsafe fn send(ctx: *mut pg_sys::LogicalDecodingContext, session: &mut Session, 
         pg_sys::OutputPluginWrite(ctx, last);
     }
     session.frame_sent();
+}
+
+/// Sends what has waited for company (see [`Session::stream_abort`]), so that the frame that follows holds nothing else.
+///
+/// # Safety
+/// As [`send`].
+unsafe fn send_waiting(ctx: *mut pg_sys::LogicalDecodingContext, plugin: &mut Plugin) {
+    if plugin.session.has_frame() {
+        // SAFETY: the caller's promise.
+        unsafe { send(ctx, &mut plugin.session, false) };
+    }
 }
 
 /// What a change becomes by its table's row filter; None: it is not sent.

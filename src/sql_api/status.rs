@@ -131,6 +131,8 @@ pub(crate) struct SubscriptionRow {
     pub(crate) lag: Option<i64>,
     pub(crate) counts: [i64; 7],
     pub(crate) workers: i32,
+    /// Transactions in progress: how many, their bytes in memory and on disk.
+    pub(crate) spool: [i64; 3],
     pub(crate) action: Option<String>,
     pub(crate) last_error: Option<String>,
 }
@@ -175,6 +177,11 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                 ],
                 workers: (running.iter().filter(|pid| pid.load(Acquire) != 0).count()
                     + copies::of(place.id.load(Acquire)).count()) as i32,
+                spool: [
+                    count(&place.spool_transactions),
+                    count(&place.spool_memory),
+                    count(&place.spool_disk),
+                ],
                 action: text.action.to_option(),
                 last_error: text.last_error.to_option(),
             }

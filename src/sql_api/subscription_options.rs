@@ -14,7 +14,14 @@ use crate::postgres::xact;
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 7] = KEYS;
+const NOT_YET: [&str; 6] = [
+    "forward_origins",
+    "apply_delay",
+    "two_phase",
+    "run_as",
+    "workers",
+    "copy_workers",
+];
 
 /// Changes options of a subscription; false if they were so already.
 pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) -> Answer<bool> {
@@ -85,7 +92,7 @@ fn require_supported(change: &Value) -> Answer<()> {
 /// Whether an option, which has been checked, has the value that it has by itself.
 fn is_default(key: &str, value: &Value) -> bool {
     match key {
-        "two_phase" | "streaming" => value == &json!(false) || value.is_null(),
+        "two_phase" => value == &json!(false) || value.is_null(),
         "workers" => value == &json!(1) || value.is_null(),
         "run_as" => value == &json!("subscription_owner") || value.is_null(),
         "forward_origins" => value == &json!([]) || value.is_null(),

@@ -5,12 +5,13 @@
 //! on exactly where the data ends. Commits do not wait for the disk; what is reported as flushed does.
 //!
 //! It may block on rows, tables and unique keys that local transactions have locked, and on nothing else but its
-//! latch. A small transaction
-//! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
-//! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
+//! latch. A small transaction comes in one message and is retried from it after a deadlock or another passing error,
+//! and so is a large one that came while it was in progress, from the spool. For one that came whole in many messages,
+//! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
 mod gates;
 mod report;
+mod spool;
 pub(super) mod tables;
 pub(super) mod transaction;
 
@@ -18,6 +19,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_replication::codec::is_streamed;
 use pg_ha_replication::conflict::SeenVersions;
 use pg_ha_replication::progress::FlushTracker;
 use pgrx::prelude::*;
@@ -32,7 +34,8 @@ use crate::postgres::{self, latch};
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_DATA};
 use gates::Gates;
-use transaction::Apply;
+use spool::Spool;
+use transaction::{Apply, Failure};
 
 /// How long commits may stay undurable before this process looks for their flush (the WAL writer's own delay).
 const FLUSH_LOOK: Duration = Duration::from_millis(200);
@@ -92,6 +95,9 @@ fn forget(index: usize) {
     if let Some(area) = shared_state::area() {
         let place = &area.subscriptions[index];
         place.gates_generation.store(0, Release);
+        for use_of_spool in [&place.spool_memory, &place.spool_disk, &place.spool_transactions] {
+            use_of_spool.store(0, Relaxed);
+        }
         place.applier_pid.store(0, Release);
         latch::wake(place.receiver_pid.load(Acquire));
         latch::wake(area.supervisor_pid.load(Acquire));
@@ -149,6 +155,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     };
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
+    let mut spool = Spool::new(place, id);
     let mut published = saved;
     loop {
         worker::heed_signals(0);
@@ -157,7 +164,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         }
         match queue.take() {
             Taken::Message(message) => {
-                take(&mut apply, &mut positions, message)?;
+                take(&mut apply, &mut spool, &mut positions, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= FLUSH_LOOK {
                     published = Instant::now();
@@ -188,7 +195,12 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
 }
 
 /// One message of the queue.
-fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<(), String> {
+fn take(
+    apply: &mut Apply,
+    spool: &mut Spool,
+    positions: &mut Positions,
+    message: &[u8],
+) -> Result<(), String> {
     let Some((head, payload)) = message.split_at_checked(HEADER) else {
         return Err("the queue holds a message that is too short".to_owned());
     };
@@ -201,10 +213,25 @@ fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<
         }
         return Ok(());
     }
+    if is_streamed(payload) {
+        return spool.frame(payload, apply, positions);
+    }
+    attempt(apply, positions, |apply, again, positions| {
+        apply.frame(payload, again, positions)
+    })
+}
+
+/// Applies what `work` brings; again, if it is all of a transaction and met an error that another attempt may not meet.
+/// `work` is told whether it is another attempt.
+fn attempt(
+    apply: &mut Apply,
+    positions: &mut Positions,
+    mut work: impl FnMut(&mut Apply, bool, &mut Positions) -> Result<(), Failure>,
+) -> Result<(), String> {
     let mut attempt = 0;
     loop {
         let whole = !apply.in_transaction();
-        match worker::catch(|| apply.frame(payload, attempt > 0, positions)) {
+        match worker::catch(|| work(apply, attempt > 0, positions)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();

@@ -178,6 +178,7 @@ fn stream(
         encoding: postgres::server::encoding(),
         replication_sets: subscription.replication_sets.clone(),
         forward_origins: subscription.forward_origins.clone(),
+        streaming: subscription.options.streaming(),
     };
     connection
         .start(&subscription.slot_name, start, &options.to_pairs())

@@ -9,5 +9,6 @@ pub mod conflict;
 pub mod options;
 pub mod pattern;
 pub mod progress;
+pub mod spool;
 pub mod stream;
 pub mod subscription_options;

@@ -75,6 +75,12 @@ pub enum StreamError {
         /// The relation's id.
         relation: u32,
     },
+    /// A message about a transaction in progress among whole transactions.
+    #[error("change stream: {found} outside the chunks of transactions in progress")]
+    NotStreamed {
+        /// The message.
+        found: &'static str,
+    },
     /// More relations than [`MAX_RELATIONS`].
     #[error("change stream: more than {MAX_RELATIONS} relations in one session")]
     TooManyRelations,
@@ -93,6 +99,8 @@ pub enum StreamError {
 }
 
 /// Checks the messages of one session; a new session needs a new one.
+///
+/// A transaction that comes in chunks is shown at its commit, as it would have come whole; see [`crate::spool`].
 #[derive(Debug, Clone, Default)]
 pub struct StreamCheck {
     greeted: bool,
@@ -161,6 +169,12 @@ impl StreamCheck {
             Message::Logical(logical) if logical.transactional => self.inside("transactional Logical"),
             Message::Logical(_) => Ok(()),
             Message::Hello(_) => Err(StreamError::HelloRepeated),
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_) => Err(StreamError::NotStreamed {
+                found: message.name(),
+            }),
         }
     }
 

@@ -102,7 +102,11 @@ fn measure(frame: &[u8], message: &Message<'_>) -> usize {
             .map(|text| within(text.as_bytes()))
             .sum(),
         Message::Begin(begin) => begin.seen.iter().count(),
-        Message::Commit(_) => 0,
+        Message::StreamCommit(commit) => commit.begin.seen.iter().count(),
+        Message::Commit(_)
+        | Message::StreamStart(_)
+        | Message::StreamAbort(_)
+        | Message::StreamAbortSub(_) => 0,
         Message::Relation(relation) => {
             assert_eq!(relation.columns.iter().count(), relation.columns.len());
             let text = |column: &str| within(column.as_bytes());

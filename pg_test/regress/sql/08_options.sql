@@ -17,4 +17,9 @@ SELECT ha.sub_alter_options('s', '{"forward_origins": ["a", "a"]}');
 -- Setting back what was never set changes nothing.
 SELECT ha.sub_alter_options('s', '{}');
 SELECT ha.sub_alter_options('s', '{"workers": null, "apply_delay": null, "copy_workers": null}');
+SELECT ha.sub_alter_options('s', '{"streaming": 1}');
+SELECT ha.sub_alter_options('s', '{"streaming": false}');
+SELECT ha.sub_alter_options('s', '{"streaming": false}');
+SELECT options FROM ha.subscriptions;
+SELECT ha.sub_alter_options('s', '{"streaming": null}');
 SELECT options, forward_origins, apply_delay FROM ha.subscriptions;

@@ -18,6 +18,7 @@ mod provider_gone;
 mod self_check;
 mod shapes;
 mod slow_and_full;
+mod streamed;
 mod support;
 mod walkthrough;
 mod wrong_clock;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
         slow_and_full::SCENARIOS,
+        streamed::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
         bad_input_dsn::SCENARIOS,

@@ -42,6 +42,8 @@ pub(super) enum Failure {
     Catalog(#[from] catalog::Error),
     #[error(transparent)]
     Truncate(#[from] TruncateError),
+    #[error(transparent)]
+    Spool(#[from] crate::durable::Error),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
     #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
@@ -75,8 +77,10 @@ pub(super) struct Apply {
     /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
-    /// How many messages of the current frame have passed the check.
-    checked: usize,
+    /// How many messages of the current frame, or transaction from the spool, have come in this attempt, and how many
+    /// have passed the check in this or an earlier one.
+    number: u64,
+    checked: u64,
     tables: Tables,
     open: Option<Open>,
     conflicts: Conflicts,
@@ -106,6 +110,7 @@ impl Apply {
             progress,
             origins: HashMap::new(),
             check: StreamCheck::new(),
+            number: 0,
             checked: 0,
             tables: Tables::new(subscription.id),
             open: None,
@@ -155,21 +160,36 @@ impl Apply {
         again: bool,
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
+        self.start_frame(again);
         let mut decoder = Decoder::new(frame);
+        while let Some(message) = decoder.next()? {
+            self.next(&message, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Messages of a frame, or of a transaction from the spool, follow. `again`: the same as before.
+    pub(super) fn start_frame(&mut self, again: bool) {
+        self.number = 0;
         if !again {
             self.checked = 0;
         }
-        let mut number = 0;
-        while let Some(message) = decoder.next()? {
-            number += 1;
-            // What came before the error has been checked in an earlier attempt.
-            if number > self.checked {
-                self.check.observe(&message)?;
-                self.checked = number;
-            }
-            self.message(&message, progress)?;
+    }
+
+    /// Applies one message.
+    pub(super) fn next(&mut self, message: &Message<'_>, progress: &mut dyn Progress) -> Result<(), Failure> {
+        self.number += 1;
+        // What came before an error has been checked in an earlier attempt.
+        if self.number > self.checked {
+            self.check.observe(message)?;
+            self.checked = self.number;
         }
-        Ok(())
+        self.message(message, progress)
+    }
+
+    /// Whether the open transaction was applied before.
+    pub(super) fn skips(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.skip)
     }
 
     fn message(&mut self, message: &Message<'_>, progress: &mut dyn Progress) -> Result<(), Failure> {
@@ -220,6 +240,11 @@ impl Apply {
                     progress.received(logical.lsn.0);
                 }
             }
+            // They do not pass the check.
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_) => {}
         }
         Ok(())
     }
@@ -260,6 +285,7 @@ impl Apply {
         let skip = begin.origin_lsn.0 <= self.progress;
         if !skip {
             apply::begin();
+            self.stamp.mark_changes();
         }
         self.open = Some(Open {
             xid: begin.xid,

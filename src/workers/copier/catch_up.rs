@@ -157,6 +157,8 @@ impl<'w> CatchUp<'w> {
             encoding: server::encoding(),
             replication_sets: self.work.subscription.replication_sets.clone(),
             forward_origins: self.work.subscription.forward_origins.clone(),
+            // The copy's transaction cannot wait for others to commit.
+            streaming: false,
         })
     }
 
@@ -218,6 +220,11 @@ impl<'w> CatchUp<'w> {
                 }
             }
             Message::Hello(_) | Message::Logical(_) => {}
+            // The check has refused them: they were not asked for.
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_) => {}
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use pg_ha_model::PgTimestamp;
 use super::error::{CodecError, Fault};
 use super::list::List;
 use super::message::{
-    Begin, Commit, Delete, Hello, Insert, Logical, Message, OldKind, Relation, ReplicaIdentity, Truncate,
-    Update,
+    Begin, Commit, Delete, Hello, Insert, Logical, Message, OldKind, Relation, ReplicaIdentity, StreamAbort,
+    StreamAbortSub, StreamCommit, StreamStart, Truncate, Update,
 };
 use super::tuple::Tuple;
 use super::wire::Reader;
@@ -85,6 +85,10 @@ fn kind(tag: u8) -> &'static str {
         tag::DELETE => "Delete",
         tag::TRUNCATE => "Truncate",
         tag::LOGICAL => "Logical",
+        tag::STREAM_START => "StreamStart",
+        tag::STREAM_COMMIT => "StreamCommit",
+        tag::STREAM_ABORT => "StreamAbort",
+        tag::STREAM_ABORT_SUB => "StreamAbortSub",
         _ => "message header",
     }
 }
@@ -117,6 +121,19 @@ fn decode_body(tag: u8, body: &[u8]) -> Result<Message<'_>, Fault> {
         }),
         tag::LOGICAL => Message::Logical(logical(r)?),
         tag::HELLO => Message::Hello(hello(r)?),
+        tag::STREAM_START => Message::StreamStart(StreamStart {
+            xid: r.u32()?,
+            subxid: r.u32()?,
+        }),
+        tag::STREAM_COMMIT => Message::StreamCommit(StreamCommit {
+            wal_end: r.lsn()?,
+            begin: begin(r)?,
+        }),
+        tag::STREAM_ABORT => Message::StreamAbort(StreamAbort { xid: r.u32()? }),
+        tag::STREAM_ABORT_SUB => Message::StreamAbortSub(StreamAbortSub {
+            xid: r.u32()?,
+            subxid: r.u32()?,
+        }),
         tag => return Err(Fault::UnknownTag { tag }),
     };
     match reader.rest().len() {

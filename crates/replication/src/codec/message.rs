@@ -28,6 +28,14 @@ pub enum Message<'a> {
     Truncate(Truncate<'a>),
     /// What somebody passed to pg_logical_emit_message().
     Logical(Logical<'a>),
+    /// What follows belongs to a transaction in progress.
+    StreamStart(StreamStart),
+    /// A transaction that came in chunks has committed.
+    StreamCommit(StreamCommit<'a>),
+    /// A transaction that came in chunks was rolled back.
+    StreamAbort(StreamAbort),
+    /// A subtransaction of a transaction that comes in chunks was rolled back.
+    StreamAbortSub(StreamAbortSub),
 }
 
 impl Message<'_> {
@@ -43,6 +51,10 @@ impl Message<'_> {
             Message::Delete(_) => "Delete",
             Message::Truncate(_) => "Truncate",
             Message::Logical(_) => "Logical",
+            Message::StreamStart(_) => "StreamStart",
+            Message::StreamCommit(_) => "StreamCommit",
+            Message::StreamAbort(_) => "StreamAbort",
+            Message::StreamAbortSub(_) => "StreamAbortSub",
         }
     }
 }
@@ -285,4 +297,53 @@ pub struct Logical<'a> {
     pub prefix: &'a str,
     /// Its content.
     pub content: &'a [u8],
+}
+
+/// What follows in the frame belongs to a transaction in progress: the first message of each of its frames, and again
+/// where the subtransaction changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamStart {
+    /// The transaction's id on the provider.
+    pub xid: u32,
+    /// The subtransaction's; the transaction's own id outside any.
+    pub subxid: u32,
+}
+
+/// A transaction that came in chunks has committed: everything of it that was not aborted counts, in the order in
+/// which it came.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StreamCommit<'a> {
+    /// What [`Begin`] says of a transaction that comes whole.
+    pub begin: Begin<'a>,
+    /// As in [`Commit`].
+    pub wal_end: Lsn,
+}
+
+impl StreamCommit<'_> {
+    /// The end of the transaction, had it come whole.
+    pub fn commit(&self) -> Commit {
+        Commit {
+            commit_lsn: self.begin.commit_lsn,
+            end_lsn: self.begin.end_lsn,
+            commit_ts: self.begin.commit_ts,
+            wal_end: self.wal_end,
+        }
+    }
+}
+
+/// A transaction that came in chunks was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamAbort {
+    /// The transaction's id on the provider.
+    pub xid: u32,
+}
+
+/// A subtransaction was rolled back: nothing of it counts but the relations that it described. Those inside it are
+/// told one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamAbortSub {
+    /// The transaction's id on the provider.
+    pub xid: u32,
+    /// The subtransaction's.
+    pub subxid: u32,
 }

@@ -1,0 +1,156 @@
+//! Transactions that are sent while they are in progress.
+//!
+//! They come in chunks, between which others are sent, and end in a commit or an abort. What the subscriber is told of
+//! tables inside a transaction counts for that transaction alone, since it is read at its commit: each describes its
+//! tables itself. At its commit the subscriber reads those descriptions, and takes them for the newest; a new *era*
+//! then begins, in which whole transactions describe their tables again.
+
+use std::collections::HashMap;
+
+use pg_ha_model::Lsn;
+use pg_ha_replication::codec::{self, EncodeError};
+
+use super::relation::Published;
+use super::{Session, Transaction};
+
+/// All of a session.
+pub(super) struct Streams {
+    /// Those of which something has been sent, by transaction id, and how they have described tables: by the tables'
+    /// numbers in the stream.
+    open: HashMap<u32, HashMap<u32, u64>>,
+    chunk: Option<Chunk>,
+    era: u64,
+    /// How many descriptions of tables have got a number.
+    numbered: u64,
+}
+
+/// The transaction whose changes are coming.
+#[derive(Clone, Copy)]
+struct Chunk {
+    xid: u32,
+    /// The subtransaction that the current change belongs to.
+    subxid: u32,
+    /// The subtransaction that the frame last named; None: it has not begun with this chunk.
+    named: Option<u32>,
+}
+
+impl Streams {
+    pub(super) fn new() -> Streams {
+        Streams {
+            open: HashMap::new(),
+            chunk: None,
+            era: 1,
+            numbered: 0,
+        }
+    }
+
+    pub(super) fn in_chunk(&self) -> bool {
+        self.chunk.is_some()
+    }
+
+    /// Grows when descriptions of tables may have lost their meaning to the subscriber.
+    pub(super) fn era(&self) -> u64 {
+        self.era
+    }
+
+    /// Whether the transaction has to describe a table before its next change of it; notes that it does.
+    pub(super) fn announces(&mut self, table: &mut Published) -> bool {
+        let Some(chunk) = self.chunk else { return true };
+        if table.number == 0 {
+            self.numbered += 1;
+            table.number = self.numbered;
+        }
+        let description = table.shape.unwrap_or(table.number);
+        let announced = self.open.entry(chunk.xid).or_default();
+        announced.insert(table.id, description) != Some(description)
+    }
+}
+
+impl Session {
+    /// Changes of a transaction in progress follow. The frame must be empty, see [`Self::has_frame`].
+    pub(crate) fn start_chunk(&mut self, xid: u32) {
+        self.streams.chunk = Some(Chunk {
+            xid,
+            subxid: xid,
+            named: None,
+        });
+    }
+
+    /// The next change belongs to this subtransaction of the transaction in progress.
+    pub(crate) fn in_subtransaction(&mut self, subxid: u32) {
+        if let Some(chunk) = &mut self.streams.chunk {
+            chunk.subxid = subxid;
+        }
+    }
+
+    /// The chunk is complete.
+    pub(crate) fn stop_chunk(&mut self) {
+        self.take_back_unfinished();
+        self.streams.chunk = None;
+    }
+
+    /// Before a message of a chunk: names the transaction, and the subtransaction where that has changed.
+    pub(super) fn ensure_chunk(&mut self) -> Result<(), EncodeError> {
+        let Some(chunk) = self.streams.chunk.as_mut() else {
+            return Ok(());
+        };
+        if self.encoder.is_empty() {
+            chunk.named = None;
+        }
+        if chunk.named == Some(chunk.subxid) {
+            return Ok(());
+        }
+        chunk.named = Some(chunk.subxid);
+        let start = codec::StreamStart {
+            xid: chunk.xid,
+            subxid: chunk.subxid,
+        };
+        self.streams.open.entry(start.xid).or_default();
+        self.encoder.stream_start(start)
+    }
+
+    /// A transaction, or a subtransaction of one, was rolled back. True if that has to be sent now: what is rolled
+    /// back of a transaction is only looked at when it commits, and can wait for company.
+    pub(crate) fn stream_abort(&mut self, xid: u32, subxid: u32) -> Result<bool, EncodeError> {
+        if xid == subxid {
+            if self.streams.open.remove(&xid).is_none() {
+                return Ok(false);
+            }
+            self.encoder.stream_abort(codec::StreamAbort { xid })?;
+            return Ok(true);
+        }
+        if self.streams.open.contains_key(&xid) {
+            self.encoder
+                .stream_abort_sub(codec::StreamAbortSub { xid, subxid })?;
+        }
+        Ok(self.frame_is_full())
+    }
+
+    /// A transaction has committed; true if anything of it was sent.
+    pub(crate) fn stream_commit(&mut self, transaction: &Transaction) -> Result<bool, EncodeError> {
+        let Some(announced) = self.streams.open.remove(&transaction.xid) else {
+            return Ok(false);
+        };
+        if !announced.is_empty() {
+            self.streams.era += 1;
+            self.shapes.clear();
+        }
+        let seen = self.take_unsent();
+        let commit = codec::StreamCommit {
+            begin: self.begin_of(transaction, &seen),
+            wal_end: Lsn(crate::postgres::flushed_wal()),
+        };
+        self.encoder.stream_commit(&commit)?;
+        Ok(true)
+    }
+
+    /// There is something in the frame.
+    pub(crate) fn has_frame(&self) -> bool {
+        !self.encoder.is_empty()
+    }
+
+    /// Says who speaks, if that has not been said: in a frame of its own before frames about transactions in progress.
+    pub(crate) fn greet(&mut self) -> Result<(), EncodeError> {
+        self.ensure_hello()
+    }
+}
