@@ -166,6 +166,32 @@ CREATE TABLE ha.subscription_tables (
 COMMENT ON TABLE ha.subscription_tables IS
     'tables that subscriptions copy from their providers. init: to be copied, their changes are left out of the stream; catchup: copied, with everything up to sync_lsn, and left out of the stream up to there; ready: like any other table';
 
+-- Prepared transactions of providers that could not be prepared here, and their changes as they came.
+CREATE TABLE ha.kept_transactions (
+    subscription_id integer NOT NULL REFERENCES ha.subscription_catalog (subscription_id) ON DELETE CASCADE,
+    xid             bigint NOT NULL,
+    gid             text NOT NULL,
+    prepared_at     timestamptz NOT NULL,
+    reason          text NOT NULL,
+    aborted         bigint[] NOT NULL,
+    PRIMARY KEY (subscription_id, xid)
+);
+COMMENT ON TABLE ha.kept_transactions IS
+    'transactions that are prepared on a provider and could not be prepared here, see reason: they are applied when they commit. aborted: subtransactions that were rolled back';
+
+CREATE TABLE ha.kept_changes (
+    subscription_id integer NOT NULL,
+    xid             bigint NOT NULL,
+    number          integer NOT NULL,
+    frame           bytea NOT NULL,
+    PRIMARY KEY (subscription_id, xid, number),
+    FOREIGN KEY (subscription_id, xid) REFERENCES ha.kept_transactions (subscription_id, xid) ON DELETE CASCADE
+);
+-- Written once and read once: not worth compressing.
+ALTER TABLE ha.kept_changes ALTER COLUMN frame SET STORAGE EXTERNAL;
+COMMENT ON TABLE ha.kept_changes IS
+    'the changes of ha.kept_transactions, in the form and order in which they came';
+
 -- Nodes: functions --------------------------------------------------------------------------------------------
 
 CREATE FUNCTION ha.node_create(node_name name, dsn text, group_name name = NULL, node_id integer = NULL,
@@ -496,6 +522,18 @@ CREATE VIEW ha.status_subscriptions AS
 COMMENT ON VIEW ha.status_subscriptions IS
     'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
 
+CREATE VIEW ha.prepared_transactions AS
+    SELECT s.subscription_name, k.gid, NULL::text AS local_gid, k.prepared_at, 'kept' AS state, k.reason
+      FROM ha.kept_transactions k JOIN ha.subscription_catalog s USING (subscription_id)
+    UNION ALL
+    SELECT s.subscription_name, substr(p.gid, length(substring(p.gid FROM '^pg_ha_[0-9]+_[0-9]+_')) + 1), p.gid,
+           p.prepared, 'prepared', NULL
+      FROM pg_catalog.pg_prepared_xacts p
+      JOIN ha.subscription_catalog s ON p.gid LIKE format('pg\_ha\_%s\_%%', s.subscription_id)
+     WHERE p.database = current_database();
+COMMENT ON VIEW ha.prepared_transactions IS
+    'transactions that are prepared on providers and came here, with their name there: prepared here too, under local_gid, or kept until they commit, for a reason';
+
 CREATE FUNCTION ha.table_states(OUT subscription_id integer, OUT relation oid, OUT rows_inserted bigint,
                                 OUT rows_updated bigint, OUT rows_deleted bigint, OUT conflicts bigint)
     RETURNS SETOF record
@@ -593,7 +631,8 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
-    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables TO pg_monitor;
+    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables, ha.prepared_transactions
+    TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 

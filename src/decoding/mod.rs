@@ -176,6 +176,11 @@ impl Session {
         self.options.streaming
     }
 
+    /// Prepared transactions are sent when they are prepared.
+    pub(crate) fn two_phase(&self) -> bool {
+        self.options.two_phase
+    }
+
     pub(crate) fn replication_sets(&self) -> &[String] {
         &self.options.replication_sets
     }

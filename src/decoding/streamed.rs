@@ -1,4 +1,4 @@
-//! Transactions that are sent while they are in progress.
+//! Transactions that are sent before they commit: while they are in progress, and when they are prepared.
 //!
 //! They come in chunks, between which others are sent, and end in a commit or an abort. What the subscriber is told of
 //! tables inside a transaction counts for that transaction alone, since it is read at its commit: each describes its
@@ -132,8 +132,7 @@ impl Session {
             return Ok(false);
         };
         if !announced.is_empty() {
-            self.streams.era += 1;
-            self.shapes.clear();
+            self.begin_era();
         }
         let seen = self.take_unsent();
         let commit = codec::StreamCommit {
@@ -142,6 +141,51 @@ impl Session {
         };
         self.encoder.stream_commit(&commit)?;
         Ok(true)
+    }
+
+    /// A transaction was prepared, also one of which nothing was sent.
+    pub(crate) fn prepare(&mut self, gid: &str, transaction: &Transaction) -> Result<(), EncodeError> {
+        self.stop_chunk();
+        self.streams.open.remove(&transaction.xid);
+        self.begin_era();
+        let seen = self.take_unsent();
+        let begin = self.begin_of(transaction, &seen);
+        self.encoder.prepare(&codec::Prepare { gid, begin })
+    }
+
+    /// A prepared transaction has committed.
+    pub(crate) fn commit_prepared(
+        &mut self,
+        gid: &str,
+        transaction: &Transaction,
+    ) -> Result<(), EncodeError> {
+        // The subscriber may read the descriptions only now, also those of an earlier session.
+        self.begin_era();
+        let seen = self.take_unsent();
+        let commit = codec::CommitPrepared {
+            gid,
+            begin: self.begin_of(transaction, &seen),
+            wal_end: Lsn(crate::postgres::flushed_wal()),
+        };
+        self.encoder.commit_prepared(&commit)
+    }
+
+    /// A prepared transaction was rolled back.
+    pub(crate) fn rollback_prepared(
+        &mut self,
+        gid: &str,
+        transaction: &Transaction,
+    ) -> Result<(), EncodeError> {
+        self.encoder.rollback_prepared(&codec::RollbackPrepared {
+            gid,
+            xid: transaction.xid,
+            end_lsn: Lsn(transaction.end_lsn),
+        })
+    }
+
+    fn begin_era(&mut self) {
+        self.streams.era += 1;
+        self.shapes.clear();
     }
 
     /// There is something in the frame.

@@ -21,6 +21,7 @@ pub(crate) mod queue;
 pub(crate) mod row_filter;
 pub(crate) mod server;
 pub(crate) mod shmem;
+pub(crate) mod two_phase;
 pub(crate) mod values;
 pub(crate) mod version;
 pub(crate) mod walreceiver;

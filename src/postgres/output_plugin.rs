@@ -3,6 +3,7 @@
 //! Logical decoding calls these in the walsender, in WAL order, a transaction at a time. They only move data between
 //! PostgreSQL's structures and [`crate::decoding::Session`], which decides what is sent.
 
+mod prepared;
 mod streamed;
 
 use std::collections::{HashMap, HashSet};
@@ -47,6 +48,7 @@ pub unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::O
     callbacks.message_cb = Some(message);
     callbacks.filter_by_origin_cb = Some(filter_by_origin);
     streamed::register(callbacks);
+    prepared::register(callbacks);
 }
 
 /// # Safety
@@ -67,6 +69,7 @@ unsafe extern "C-unwind" fn startup(
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
         if is_init {
             (*ctx).streaming = false;
+            (*ctx).twophase = false;
             return;
         }
         let pairs = option_pairs((*ctx).output_plugin_options);
@@ -76,6 +79,7 @@ unsafe extern "C-unwind" fn startup(
         };
         // The callbacks are there; whether they are called is for the subscriber to say.
         (*ctx).streaming &= session.streaming();
+        prepared::agree(ctx, session.two_phase());
         invalidation::register();
         let scratch = pg_sys::AllocSetContextCreateInternal(
             (*ctx).context,

@@ -10,6 +10,7 @@
 //! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
 mod gates;
+mod prepared;
 mod report;
 mod spool;
 pub(super) mod tables;

@@ -179,6 +179,7 @@ fn stream(
         replication_sets: subscription.replication_sets.clone(),
         forward_origins: subscription.forward_origins.clone(),
         streaming: subscription.options.streaming(),
+        two_phase: subscription.options.two_phase(),
     };
     connection
         .start(&subscription.slot_name, start, &options.to_pairs())

@@ -90,6 +90,8 @@ pub struct PluginOptions {
     pub forward_origins: Vec<String>,
     /// Whether it takes large transactions while they are in progress.
     pub streaming: bool,
+    /// Whether it takes prepared transactions when they are prepared.
+    pub two_phase: bool,
 }
 
 impl PluginOptions {
@@ -108,14 +110,15 @@ impl PluginOptions {
             ("replication_sets", write_list(&self.replication_sets)),
             ("forward_origins", write_list(&self.forward_origins)),
             ("streaming", self.streaming.to_string()),
+            ("two_phase", self.two_phase.to_string()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }
 
-    /// Reads what [`Self::to_pairs`] wrote, in any order; `forward_origins` and `streaming` may be absent. An unknown option
-    /// is an error: what the subscriber asks for must never be ignored.
+    /// Reads what [`Self::to_pairs`] wrote, in any order; the last three may be absent. An unknown option is an
+    /// error: what the subscriber asks for must never be ignored.
     pub fn from_pairs<'p>(
         pairs: impl IntoIterator<Item = (&'p str, &'p str)>,
     ) -> Result<PluginOptions, OptionError> {
@@ -142,6 +145,7 @@ impl PluginOptions {
             sets,
             origins,
             streaming,
+            two_phase,
         ] = given;
         let proto_min: u16 = number("proto_min", proto_min)?;
         let proto_max: u16 = number("proto_max", proto_max)?;
@@ -174,11 +178,12 @@ impl PluginOptions {
             replication_sets: list("replication_sets", required("replication_sets", sets)?)?,
             forward_origins: list("forward_origins", origins.unwrap_or_default())?,
             streaming: boolean("streaming", streaming)?,
+            two_phase: boolean("two_phase", two_phase)?,
         })
     }
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "proto_min",
     "proto_max",
     "server_version_num",
@@ -191,6 +196,7 @@ const NAMES: [&str; 12] = [
     "replication_sets",
     "forward_origins",
     "streaming",
+    "two_phase",
 ];
 
 /// What the provider speaks.
@@ -375,6 +381,7 @@ mod tests {
             replication_sets: vec!["default".to_owned(), "My \"set\", really".to_owned()],
             forward_origins: vec![],
             streaming: true,
+            two_phase: false,
         }
     }
 
@@ -432,7 +439,7 @@ mod tests {
                 streaming: false,
                 ..sample()
             }),
-            "the last two may be absent"
+            "the last three may be absent"
         );
     }
 

@@ -172,10 +172,32 @@ impl StreamCheck {
             Message::StreamStart(_)
             | Message::StreamCommit(_)
             | Message::StreamAbort(_)
-            | Message::StreamAbortSub(_) => Err(StreamError::NotStreamed {
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => Err(StreamError::NotStreamed {
                 found: message.name(),
             }),
         }
+    }
+
+    /// The rows of a prepared transaction follow, which does not commit yet; then its [`Commit`] or
+    /// [`Self::give_up`]. It may come long after others that were prepared later, so that its position says nothing.
+    pub fn begin_prepared(&mut self, begin: &Begin<'_>) -> Result<(), StreamError> {
+        match self.transaction {
+            Some(_) => Err(StreamError::BeginInTransaction {
+                commit_lsn: begin.commit_lsn,
+            }),
+            None => {
+                self.transaction = Some((begin.commit_lsn, begin.end_lsn, begin.commit_ts));
+                Ok(())
+            }
+        }
+    }
+
+    /// The transaction that was begun last is not gone on with.
+    pub fn give_up(&mut self) {
+        self.transaction = None;
     }
 
     fn greet(&mut self, message: &Message<'_>) -> Result<(), StreamError> {

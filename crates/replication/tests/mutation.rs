@@ -103,6 +103,9 @@ fn measure(frame: &[u8], message: &Message<'_>) -> usize {
             .sum(),
         Message::Begin(begin) => begin.seen.iter().count(),
         Message::StreamCommit(commit) => commit.begin.seen.iter().count(),
+        Message::Prepare(prepare) => within(prepare.gid.as_bytes()) + prepare.begin.seen.iter().count(),
+        Message::CommitPrepared(commit) => within(commit.gid.as_bytes()) + commit.begin.seen.iter().count(),
+        Message::RollbackPrepared(rollback) => within(rollback.gid.as_bytes()),
         Message::Commit(_)
         | Message::StreamStart(_)
         | Message::StreamAbort(_)

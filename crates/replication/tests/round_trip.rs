@@ -8,8 +8,8 @@ use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::Seen;
 use pg_ha_replication::codec::{
     Begin, Column, Commit, Decoder, EncodeError, Encoder, Fault, Hello, List, Logical, MAX_COLUMNS, Message,
-    OldKind, Relation, RelationColumn, ReplicaIdentity, StreamAbort, StreamAbortSub, StreamCommit,
-    StreamStart, Truncate,
+    OldKind, Relation, RelationColumn, ReplicaIdentity, RollbackPrepared, StreamAbort, StreamAbortSub,
+    StreamCommit, StreamStart, Truncate,
 };
 use proptest::prelude::*;
 
@@ -179,6 +179,7 @@ proptest! {
                 },
                 wal_end: Lsn(lsn),
             }),
+            Message::RollbackPrepared(RollbackPrepared { gid: &texts[0], xid: number, end_lsn: Lsn(end) }),
         ];
         let mut encoder = Encoder::new();
         for message in &messages {
@@ -315,7 +316,7 @@ fn optional_messages_are_skipped_and_others_are_not() {
     assert!(matches!(decoder.next(), Ok(Some(Message::Insert(_)))));
     assert_eq!(decoder.next(), Ok(None));
     assert_eq!(decoder.offset(), frame.len());
-    for reserved in *b"EbPKrpXz" {
+    for reserved in *b"EbpXz" {
         let error = Decoder::new(&[reserved, 0, 0, 0, 0]).next().unwrap_err();
         assert_eq!(error.fault, Fault::UnknownTag { tag: reserved });
     }

@@ -22,4 +22,8 @@ SELECT ha.sub_alter_options('s', '{"streaming": false}');
 SELECT ha.sub_alter_options('s', '{"streaming": false}');
 SELECT options FROM ha.subscriptions;
 SELECT ha.sub_alter_options('s', '{"streaming": null}');
+SELECT ha.sub_alter_options('s', '{"two_phase": true}');
+UPDATE ha.subscription_catalog SET options = '{"two_phase": true}';
+SELECT ha.sub_alter_options('s', '{"two_phase": null}');
+UPDATE ha.subscription_catalog SET options = '{}';
 SELECT options, forward_origins, apply_delay FROM ha.subscriptions;

@@ -20,6 +20,7 @@ mod shapes;
 mod slow_and_full;
 mod streamed;
 mod support;
+mod two_phase;
 mod walkthrough;
 mod wrong_clock;
 
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         shapes::SCENARIOS,
         slow_and_full::SCENARIOS,
         streamed::SCENARIOS,
+        two_phase::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
         bad_input_dsn::SCENARIOS,

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use pg_ha_replication::codec::{CodecError, Decoder, Message, StreamCommit};
-use pg_ha_replication::spool::{Ledger, Limits, Step};
+use pg_ha_replication::spool::{Ledger, Limits, Step, Unknown};
 
 use super::transaction::{Apply, Failure};
 use super::{FLUSH_LOOK, Positions, attempt};
@@ -21,7 +21,7 @@ use crate::shared_state::layout;
 
 /// What has come of one transaction.
 #[derive(Default)]
-struct Held {
+pub(super) struct Held {
     /// On disk, in the order in which it came.
     file: Option<SpoolFile>,
     /// What came after that; empty where there is a file.
@@ -31,7 +31,7 @@ struct Held {
 /// All transactions in progress of one stream.
 pub(super) struct Spool {
     place: &'static layout::Subscription,
-    subscription_id: i32,
+    pub(super) subscription_id: i32,
     ledger: Ledger,
     held: HashMap<u32, Held>,
 }
@@ -77,6 +77,11 @@ impl Spool {
                     self.held.remove(&abort.xid);
                 }
                 Message::StreamCommit(commit) => self.committed(&commit, apply, positions)?,
+                Message::Prepare(prepare) => self.prepared(&prepare, apply, positions)?,
+                Message::CommitPrepared(commit) => self.commit_prepared(&commit, apply, positions)?,
+                Message::RollbackPrepared(rollback) => {
+                    self.rollback_prepared(&rollback, apply, positions)?;
+                }
                 other => {
                     return Err(format!(
                         "the stream is out of order: {} beside the end of a transaction in progress",
@@ -139,15 +144,28 @@ impl Spool {
         apply: &mut Apply,
         positions: &mut Positions,
     ) -> Result<(), String> {
-        let xid = commit.begin.xid;
+        let (held, aborted) = self
+            .take(commit.begin.xid)
+            .ok_or_else(|| Unknown(commit.begin.xid).to_string())?;
         self.place.set_action("applying a large transaction");
-        let held = self.held.remove(&xid).unwrap_or_default();
-        let aborted = self.ledger.ended(xid).map_err(|error| error.to_string())?;
         let outcome = attempt(apply, positions, |apply, again, positions| {
-            held.play(commit, &aborted, apply, again, positions)
+            apply.start_frame(again);
+            apply.next(&Message::Begin(commit.begin), positions)?;
+            // Applied before a restart, all of it.
+            if !apply.skips() {
+                held.play(&aborted, apply, positions)?;
+            }
+            let commit = commit.begin.commit(commit.wal_end);
+            apply.next(&Message::Commit(commit), positions)
         });
         self.place.set_action("streaming");
         outcome
+    }
+
+    /// What has come of a transaction, which is forgotten here, and which of its subtransactions were rolled back.
+    pub(super) fn take(&mut self, xid: u32) -> Option<(Held, HashSet<u32>)> {
+        let aborted = self.ledger.ended(xid).ok()?;
+        Some((self.held.remove(&xid).unwrap_or_default(), aborted))
     }
 
     /// For `ha.status_subscriptions`.
@@ -161,46 +179,45 @@ impl Spool {
 }
 
 impl Held {
-    /// Applies all of it, as one transaction.
-    fn play(
+    /// Applies all of it, in the open transaction.
+    pub(super) fn play(
         &self,
-        commit: &StreamCommit<'_>,
         aborted: &HashSet<u32>,
         apply: &mut Apply,
-        again: bool,
         positions: &mut Positions,
     ) -> Result<(), Failure> {
-        apply.start_frame(again);
-        apply.next(&Message::Begin(commit.begin), positions)?;
         let mut looked = Instant::now();
-        let mut look = |positions: &mut Positions| {
+        self.each(|frame| {
+            chunk(frame, aborted, apply, positions)?;
             worker::heed_signals(0);
             // What was committed before becomes durable meanwhile.
             if looked.elapsed() >= FLUSH_LOOK {
                 looked = Instant::now();
                 positions.publish();
             }
-        };
-        // Applied before a restart, all of it.
-        if !apply.skips() {
-            if let Some(file) = &self.file {
-                let (mut place, mut frame) = (0, Vec::new());
-                while file.read(&mut place, &mut frame)? {
-                    chunk(&frame, aborted, apply, positions)?;
-                    look(positions);
-                }
-            }
-            for frame in &self.frames {
-                chunk(frame, aborted, apply, positions)?;
-                look(positions);
+            Ok(())
+        })
+    }
+
+    /// Whether nothing has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.file.is_none() && self.frames.is_empty()
+    }
+
+    /// Shows all frames, in the order in which they came.
+    pub(super) fn each(&self, mut show: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+        if let Some(file) = &self.file {
+            let (mut place, mut frame) = (0, Vec::new());
+            while file.read(&mut place, &mut frame)? {
+                show(&frame)?;
             }
         }
-        apply.next(&Message::Commit(commit.commit()), positions)
+        self.frames.iter().try_for_each(|frame| show(frame))
     }
 }
 
 /// Applies what counts of a chunk.
-fn chunk(
+pub(super) fn chunk(
     frame: &[u8],
     aborted: &HashSet<u32>,
     apply: &mut Apply,

@@ -16,7 +16,7 @@ use crate::catalog::{self, origins};
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
-use crate::postgres::worker;
+use crate::postgres::{two_phase, worker};
 use crate::shared_state::{self, layout};
 
 /// Who wants to know how far the stream is.
@@ -44,6 +44,9 @@ pub(super) enum Failure {
     Truncate(#[from] TruncateError),
     #[error(transparent)]
     Spool(#[from] crate::durable::Error),
+    /// Only of prepared transactions, which are then kept until they commit.
+    #[error("{0}")]
+    NotBeforeCommit(String),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
     #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
@@ -58,6 +61,8 @@ struct Open {
     version: Version,
     /// Nothing of it is applied: it was already, before a restart.
     skip: bool,
+    /// It does not commit yet: nothing may depend on when it will.
+    tentative: bool,
     changes: u64,
 }
 
@@ -244,7 +249,10 @@ impl Apply {
             Message::StreamStart(_)
             | Message::StreamCommit(_)
             | Message::StreamAbort(_)
-            | Message::StreamAbortSub(_) => {}
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => {}
         }
         Ok(())
     }
@@ -255,6 +263,11 @@ impl Apply {
             || self.open.as_ref().is_none_or(|open| open.skip)
         {
             return Ok(());
+        }
+        if self.open.as_ref().is_some_and(|open| open.tentative) {
+            return Err(Failure::NotBeforeCommit(
+                "it asks for the copy of a table".to_owned(),
+            ));
         }
         let message: CopyMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
         if !self.replication_sets.contains(&message.set_name) {
@@ -275,6 +288,18 @@ impl Apply {
     }
 
     fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
+        self.learn(begin)?;
+        let skip = begin.origin_lsn.0 <= self.progress;
+        if !skip {
+            apply::begin();
+            self.stamp.mark_changes();
+        }
+        self.open = Some(opened(begin, skip));
+        Ok(())
+    }
+
+    /// What a transaction says of itself and of what its writer had seen.
+    fn learn(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
         if begin.origin != self.provider {
             return Err(Failure::ForeignOrigin(begin.origin));
         }
@@ -282,22 +307,6 @@ impl Apply {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
-        let skip = begin.origin_lsn.0 <= self.progress;
-        if !skip {
-            apply::begin();
-            self.stamp.mark_changes();
-        }
-        self.open = Some(Open {
-            xid: begin.xid,
-            end_lsn: begin.end_lsn.0,
-            origin_lsn: begin.origin_lsn.0,
-            version: Version {
-                timestamp: begin.commit_ts,
-                origin: begin.origin,
-            },
-            skip,
-            changes: 0,
-        });
         Ok(())
     }
 
@@ -319,6 +328,97 @@ impl Apply {
         progress.committed(open.end_lsn, local_end);
     }
 
+    /// Begins a prepared transaction, which does not commit yet. `again`: it has been begun before and failed.
+    pub(super) fn begin_tentative(&mut self, begin: &Begin<'_>, again: bool) -> Result<(), Failure> {
+        self.start_frame(again);
+        if !again {
+            self.check.begin_prepared(begin)?;
+        }
+        self.learn(begin)?;
+        apply::begin();
+        self.stamp.mark_changes();
+        self.open = Some(Open {
+            tentative: true,
+            ..opened(begin, false)
+        });
+        Ok(())
+    }
+
+    /// Gives the transaction up that was begun so.
+    pub(super) fn give_up(&mut self) {
+        apply::abort();
+        self.forget_open_transaction();
+        self.check.give_up();
+    }
+
+    /// Prepares it under this name.
+    pub(super) fn prepare(&mut self, gid: &str, progress: &mut dyn Progress) {
+        let Some(open) = self.open.take() else { return };
+        self.check.give_up();
+        self.tables.close();
+        two_phase::prepare(self.stamp, open.origin_lsn, open.version.timestamp.0, gid);
+        self.passed(&open, progress);
+    }
+
+    /// Runs work in a local transaction, which commits with everything up to the end of a remote one counted as done.
+    pub(super) fn instead_of(
+        &mut self,
+        begin: &Begin<'_>,
+        progress: &mut dyn Progress,
+        work: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.learn(begin)?;
+        apply::begin();
+        self.stamp.mark_changes();
+        work()?;
+        let open = opened(begin, false);
+        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
+        self.progress = self.progress.max(open.origin_lsn);
+        progress.committed(open.end_lsn, local_end);
+        Ok(())
+    }
+
+    /// Commits or rolls back what was prepared under this name; `begin` has the positions and the time of that.
+    pub(super) fn finish(
+        &mut self,
+        gid: &str,
+        begin: &Begin<'_>,
+        commits: bool,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Failure> {
+        self.learn(begin)?;
+        let open = opened(begin, false);
+        two_phase::finish(
+            self.stamp,
+            open.origin_lsn,
+            open.version.timestamp.0,
+            gid,
+            commits,
+        );
+        if commits {
+            self.place.transactions.fetch_add(1, Relaxed);
+            self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
+        }
+        self.passed(&open, progress);
+        Ok(())
+    }
+
+    /// Everything up to the end of this transaction is done, durably.
+    fn passed(&mut self, open: &Open, progress: &mut dyn Progress) {
+        self.progress = self.progress.max(open.origin_lsn);
+        progress.committed(open.end_lsn, 0);
+    }
+
+    /// Whether a transaction that ends there was applied before a restart.
+    pub(super) fn is_behind(&self, begin: &Begin<'_>) -> bool {
+        begin.origin_lsn.0 <= self.progress
+    }
+
+    /// The node whose transactions come.
+    pub(super) fn provider(&self) -> NodeId {
+        self.provider
+    }
+
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
         let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
             return Ok(());
@@ -326,13 +426,16 @@ impl Apply {
         // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
         // through foreign keys, and without it the server would refuse to truncate what they refer to.
         let all = truncate.relations.iter().count();
-        let end_lsn = open.end_lsn;
+        let (end_lsn, tentative) = (open.end_lsn, open.tentative);
         self.tables.close();
         let mut ids = Vec::with_capacity(all);
         for id in truncate.relations.iter() {
             if self.tables.may_truncate(id, end_lsn)? {
                 ids.push(id);
             }
+        }
+        if tentative && ids.len() < all {
+            return Err(being_copied());
         }
         if ids.is_empty() {
             return Ok(());
@@ -365,9 +468,16 @@ impl Apply {
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        if open.skip || !self.tables.may_change(relation, open.end_lsn) {
+        if open.skip {
             return Ok(());
         }
+        if !self.tables.may_change(relation, open.end_lsn) {
+            return match open.tentative {
+                true => Err(being_copied()),
+                false => Ok(()),
+            };
+        }
+        let tentative = open.tentative;
         open.changes += 1;
         let remote = open.version;
         let (target, table, counters) = self.tables.open(relation)?;
@@ -378,6 +488,15 @@ impl Apply {
             standing = Some(local);
             conflict::decide(operation, remote, local, |version| seen.covers(version))
         })?;
+        if tentative && (decision.conflict.is_some() || !apply::writes(decision.action)) {
+            let what = decision
+                .conflict
+                .map_or("nothing to change", |conflict| conflict.kind.as_str());
+            return Err(Failure::NotBeforeCommit(format!(
+                "{what} on table {}",
+                target.name
+            )));
+        }
         if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
             self.conflicts
                 .note(conflict, &target.name, remote, local, counters);
@@ -406,6 +525,25 @@ impl Apply {
             of_table.fetch_add(1, Relaxed);
         }
     }
+}
+
+fn opened(begin: &Begin<'_>, skip: bool) -> Open {
+    Open {
+        xid: begin.xid,
+        end_lsn: begin.end_lsn.0,
+        origin_lsn: begin.origin_lsn.0,
+        version: Version {
+            timestamp: begin.commit_ts,
+            origin: begin.origin,
+        },
+        skip,
+        tentative: false,
+        changes: 0,
+    }
+}
+
+fn being_copied() -> Failure {
+    Failure::NotBeforeCommit("a table of it is being copied".to_owned())
 }
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as

@@ -159,6 +159,7 @@ impl<'w> CatchUp<'w> {
             forward_origins: self.work.subscription.forward_origins.clone(),
             // The copy's transaction cannot wait for others to commit.
             streaming: false,
+            two_phase: false,
         })
     }
 
@@ -224,7 +225,10 @@ impl<'w> CatchUp<'w> {
             Message::StreamStart(_)
             | Message::StreamCommit(_)
             | Message::StreamAbort(_)
-            | Message::StreamAbortSub(_) => {}
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => {}
         }
         Ok(())
     }

@@ -5,8 +5,9 @@ use pg_ha_model::PgTimestamp;
 use super::error::{CodecError, Fault};
 use super::list::List;
 use super::message::{
-    Begin, Commit, Delete, Hello, Insert, Logical, Message, OldKind, Relation, ReplicaIdentity, StreamAbort,
-    StreamAbortSub, StreamCommit, StreamStart, Truncate, Update,
+    Begin, Commit, CommitPrepared, Delete, Hello, Insert, Logical, Message, OldKind, Prepare, Relation,
+    ReplicaIdentity, RollbackPrepared, StreamAbort, StreamAbortSub, StreamCommit, StreamStart, Truncate,
+    Update,
 };
 use super::tuple::Tuple;
 use super::wire::Reader;
@@ -89,6 +90,9 @@ fn kind(tag: u8) -> &'static str {
         tag::STREAM_COMMIT => "StreamCommit",
         tag::STREAM_ABORT => "StreamAbort",
         tag::STREAM_ABORT_SUB => "StreamAbortSub",
+        tag::PREPARE => "Prepare",
+        tag::COMMIT_PREPARED => "CommitPrepared",
+        tag::ROLLBACK_PREPARED => "RollbackPrepared",
         _ => "message header",
     }
 }
@@ -133,6 +137,20 @@ fn decode_body(tag: u8, body: &[u8]) -> Result<Message<'_>, Fault> {
         tag::STREAM_ABORT_SUB => Message::StreamAbortSub(StreamAbortSub {
             xid: r.u32()?,
             subxid: r.u32()?,
+        }),
+        tag::PREPARE => Message::Prepare(Prepare {
+            gid: r.string()?,
+            begin: begin(r)?,
+        }),
+        tag::COMMIT_PREPARED => Message::CommitPrepared(CommitPrepared {
+            gid: r.string()?,
+            wal_end: r.lsn()?,
+            begin: begin(r)?,
+        }),
+        tag::ROLLBACK_PREPARED => Message::RollbackPrepared(RollbackPrepared {
+            gid: r.string()?,
+            xid: r.u32()?,
+            end_lsn: r.lsn()?,
         }),
         tag => return Err(Fault::UnknownTag { tag }),
     };

@@ -2,8 +2,8 @@
 
 use super::error::EncodeError;
 use super::message::{
-    Begin, Commit, Hello, Logical, Message, OldKind, Relation, StreamAbort, StreamAbortSub, StreamCommit,
-    StreamStart, Truncate,
+    Begin, Commit, CommitPrepared, Hello, Logical, Message, OldKind, Prepare, Relation, RollbackPrepared,
+    StreamAbort, StreamAbortSub, StreamCommit, StreamStart, Truncate,
 };
 use super::tuple::{Column, Tuple, state};
 use super::wire::{put_bytes, put_string, put_varint};
@@ -208,6 +208,33 @@ impl Encoder {
         })
     }
 
+    /// Adds a [`Prepare`].
+    pub fn prepare(&mut self, prepare: &Prepare<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::PREPARE, |out| {
+            put_string(out, prepare.gid)?;
+            put_begin(out, &prepare.begin)
+        })
+    }
+
+    /// Adds a [`CommitPrepared`].
+    pub fn commit_prepared(&mut self, commit: &CommitPrepared<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::COMMIT_PREPARED, |out| {
+            put_string(out, commit.gid)?;
+            out.extend_from_slice(&commit.wal_end.0.to_le_bytes());
+            put_begin(out, &commit.begin)
+        })
+    }
+
+    /// Adds a [`RollbackPrepared`].
+    pub fn rollback_prepared(&mut self, rollback: &RollbackPrepared<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::ROLLBACK_PREPARED, |out| {
+            put_string(out, rollback.gid)?;
+            out.extend_from_slice(&rollback.xid.to_le_bytes());
+            out.extend_from_slice(&rollback.end_lsn.0.to_le_bytes());
+            Ok(())
+        })
+    }
+
     /// Adds any message, e.g. one that was just decoded.
     pub fn message(&mut self, message: &Message<'_>) -> Result<(), EncodeError> {
         match message {
@@ -221,6 +248,9 @@ impl Encoder {
             Message::StreamCommit(commit) => self.stream_commit(commit),
             Message::StreamAbort(abort) => self.stream_abort(*abort),
             Message::StreamAbortSub(abort) => self.stream_abort_sub(*abort),
+            Message::Prepare(prepare) => self.prepare(prepare),
+            Message::CommitPrepared(commit) => self.commit_prepared(commit),
+            Message::RollbackPrepared(rollback) => self.rollback_prepared(rollback),
             Message::Insert(insert) => {
                 self.start_insert(insert.relation, insert.new.column_count());
                 self.columns(&insert.new);

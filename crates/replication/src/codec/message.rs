@@ -36,6 +36,12 @@ pub enum Message<'a> {
     StreamAbort(StreamAbort),
     /// A subtransaction of a transaction that comes in chunks was rolled back.
     StreamAbortSub(StreamAbortSub),
+    /// A transaction that came in chunks was prepared.
+    Prepare(Prepare<'a>),
+    /// A prepared transaction has committed.
+    CommitPrepared(CommitPrepared<'a>),
+    /// A prepared transaction was rolled back.
+    RollbackPrepared(RollbackPrepared<'a>),
 }
 
 impl Message<'_> {
@@ -55,6 +61,9 @@ impl Message<'_> {
             Message::StreamCommit(_) => "StreamCommit",
             Message::StreamAbort(_) => "StreamAbort",
             Message::StreamAbortSub(_) => "StreamAbortSub",
+            Message::Prepare(_) => "Prepare",
+            Message::CommitPrepared(_) => "CommitPrepared",
+            Message::RollbackPrepared(_) => "RollbackPrepared",
         }
     }
 }
@@ -319,14 +328,45 @@ pub struct StreamCommit<'a> {
     pub wal_end: Lsn,
 }
 
-impl StreamCommit<'_> {
-    /// The end of the transaction, had it come whole.
-    pub fn commit(&self) -> Commit {
+/// A transaction that came in chunks was prepared: it is complete, and its fate open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prepare<'a> {
+    /// Its name on the provider, for messages to people.
+    pub gid: &'a str,
+    /// As of a commit, but of the prepare record: positions and time are those of PREPARE TRANSACTION.
+    pub begin: Begin<'a>,
+}
+
+/// A prepared transaction has committed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CommitPrepared<'a> {
+    /// As in [`Prepare`].
+    pub gid: &'a str,
+    /// What [`Begin`] says of a transaction that comes whole.
+    pub begin: Begin<'a>,
+    /// As in [`Commit`].
+    pub wal_end: Lsn,
+}
+
+/// A prepared transaction was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RollbackPrepared<'a> {
+    /// As in [`Prepare`].
+    pub gid: &'a str,
+    /// The transaction's id on the provider.
+    pub xid: u32,
+    /// Where the record of the rollback ends on the provider.
+    pub end_lsn: Lsn,
+}
+
+impl Begin<'_> {
+    /// The end of the transaction; for `wal_end` see [`Commit`].
+    pub fn commit(&self, wal_end: Lsn) -> Commit {
         Commit {
-            commit_lsn: self.begin.commit_lsn,
-            end_lsn: self.begin.end_lsn,
-            commit_ts: self.begin.commit_ts,
-            wal_end: self.wal_end,
+            commit_lsn: self.commit_lsn,
+            end_lsn: self.end_lsn,
+            commit_ts: self.commit_ts,
+            wal_end,
         }
     }
 }

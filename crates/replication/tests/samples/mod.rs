@@ -3,8 +3,9 @@
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::Seen;
 use pg_ha_replication::codec::{
-    Begin, Commit, EncodeError, Encoder, Hello, List, Logical, OldKind, Relation, RelationColumn,
-    ReplicaIdentity, StreamAbort, StreamAbortSub, StreamCommit, StreamStart, Truncate,
+    Begin, Commit, CommitPrepared, EncodeError, Encoder, Hello, List, Logical, OldKind, Prepare, Relation,
+    RelationColumn, ReplicaIdentity, RollbackPrepared, StreamAbort, StreamAbortSub, StreamCommit,
+    StreamStart, Truncate,
 };
 
 const COMMIT: Commit = Commit {
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Result<Vec<(&'static str, Vec<u8>)>, EncodeError> {
         ("truncate_and_logical", truncate_and_logical),
         ("empty_transaction", empty_transaction),
         ("transaction_in_progress", transaction_in_progress),
+        ("prepared_transaction", prepared_transaction),
     ] {
         let mut encoder = Encoder::new();
         write(&mut encoder)?;
@@ -202,5 +204,27 @@ fn transaction_in_progress(encoder: &mut Encoder) -> Result<(), EncodeError> {
             timestamp: PgTimestamp(1),
         }]),
         wal_end: COMMIT.wal_end,
+    })
+}
+
+fn prepared_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
+    let gid = "größe 1";
+    encoder.prepare(&Prepare {
+        gid,
+        begin: begin(&[]),
+    })?;
+    encoder.commit_prepared(&CommitPrepared {
+        gid,
+        begin: begin(&[Seen {
+            origin: NodeId::MIN,
+            lsn: Lsn(0x2A),
+            timestamp: PgTimestamp(1),
+        }]),
+        wal_end: COMMIT.wal_end,
+    })?;
+    encoder.rollback_prepared(&RollbackPrepared {
+        gid: "",
+        xid: 742,
+        end_lsn: COMMIT.end_lsn,
     })
 }
