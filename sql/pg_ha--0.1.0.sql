@@ -129,15 +129,20 @@ CREATE TABLE ha.subscription_catalog (
     forward_origins   text[] NOT NULL DEFAULT '{}',
     apply_delay       interval NOT NULL DEFAULT '0',
     options           jsonb NOT NULL DEFAULT '{}',
-    created_at        timestamptz NOT NULL DEFAULT pg_catalog.now()
+    created_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    slot_lsn          pg_lsn NOT NULL DEFAULT '0/0',
+    skip_lsn          pg_lsn
 );
+COMMENT ON COLUMN ha.subscription_catalog.slot_lsn IS 'the position of the provider that the slot began at';
+COMMENT ON COLUMN ha.subscription_catalog.skip_lsn IS
+    'the end of the transaction that ha.sub_skip_lsn wants passed over; NULL once it was';
 COMMENT ON TABLE ha.subscription_catalog IS
     'the subscriptions of this node; change them with ha.sub_create, ha.sub_drop and the other ha.sub_ functions';
 
 CREATE VIEW ha.subscriptions AS
     SELECT s.subscription_id, s.subscription_name, n.node_name AS provider_node,
            ha.mask_dsn(s.provider_dsn) AS provider_dsn, s.slot_name, s.enabled, s.replication_sets,
-           s.forward_origins, s.apply_delay, s.options, s.created_at
+           s.forward_origins, s.apply_delay, s.options, s.created_at, s.skip_lsn
       FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id;
 COMMENT ON VIEW ha.subscriptions IS 'the subscriptions of this node; passwords are hidden';
 
@@ -385,6 +390,12 @@ CREATE FUNCTION ha.sub_alter_options(subscription_name name, options jsonb) RETU
 COMMENT ON FUNCTION ha.sub_alter_options(name, jsonb) IS
     'changes options of a subscription, null sets one back to its default: forward_origins (array of node names), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
 
+CREATE FUNCTION ha.sub_skip_lsn(subscription_name name, lsn pg_lsn) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sub_skip_lsn_wrapper';
+COMMENT ON FUNCTION ha.sub_skip_lsn(name, pg_lsn) IS
+    'has the one transaction passed over that ends at this position of the provider, as last_error in ha.status_subscriptions names it; all of its changes are left out, so that the tables differ from then on. The wish is kept until that transaction, or one behind it, was dealt with; NULL takes it back. False if it was so already';
+
 CREATE FUNCTION ha.sub_resync_table(subscription_name name, relation regclass, truncate boolean = true)
     RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -449,8 +460,9 @@ CREATE FUNCTION ha.subscription_states(OUT subscription_id integer, OUT status t
                                        OUT transactions bigint, OUT rows_inserted bigint, OUT rows_updated bigint,
                                        OUT rows_deleted bigint, OUT conflicts bigint, OUT rows_skipped bigint,
                                        OUT retries bigint, OUT workers integer, OUT current_action text,
-                                       OUT last_error text, OUT spool_transactions bigint,
-                                       OUT spool_memory_bytes bigint, OUT spool_disk_bytes bigint)
+                                       OUT last_error text, OUT receiver_pid integer, OUT applier_pid integer,
+                                       OUT spool_transactions bigint, OUT spool_memory_bytes bigint,
+                                       OUT spool_disk_bytes bigint)
     RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'subscription_states_wrapper';
@@ -504,12 +516,21 @@ CREATE VIEW ha.status_subscriptions AS
            coalesce(s.rows_deleted, 0) AS rows_deleted, coalesce(s.rows_skipped, 0) AS rows_skipped,
            coalesce(s.transactions, 0) AS transactions_applied, coalesce(s.conflicts, 0) AS conflicts,
            0::bigint AS exceptions, coalesce(s.retries, 0) AS retries, coalesce(s.workers, 0) AS workers,
-           s.current_action, NULL::text AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error,
+           CASE WHEN cardinality(b.pids) > 0 THEN b.waits_for ELSE s.current_action END AS current_action,
+           nullif(b.pids, '{}') AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error,
            coalesce(s.spool_transactions, 0) AS spool_transactions,
            coalesce(s.spool_memory_bytes, 0) AS spool_memory_bytes, coalesce(s.spool_disk_bytes, 0) AS spool_disk_bytes
       FROM ha.subscription_catalog c
       JOIN ha.node_catalog n ON n.node_id = c.provider_node_id
       LEFT JOIN ha.subscription_states() s USING (subscription_id)
+      -- Looked at only while the applier waits for a lock.
+      LEFT JOIN LATERAL
+           (SELECT pg_blocking_pids(a.pid) AS pids,
+                   (SELECT 'waiting for a ' || l.locktype || ' lock (' || l.mode || ')'
+                           || coalesce(' on ' || l.relation::regclass, '')
+                      FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted LIMIT 1) AS waits_for
+              FROM pg_stat_get_activity(s.applier_pid) a
+             WHERE s.applier_pid IS NOT NULL AND a.wait_event_type = 'Lock') b ON true
      CROSS JOIN LATERAL
            (SELECT (count(*) FILTER (WHERE t.status = 'replicating'))::integer AS done, count(*)::integer AS total,
                    coalesce(sum(t.copy_rows), 0)::bigint AS copy_rows,
@@ -520,7 +541,32 @@ CREATE VIEW ha.status_subscriptions AS
                    min(t.last_error) AS last_error
               FROM ha.copied_tables t WHERE t.subscription_id = c.subscription_id) p;
 COMMENT ON VIEW ha.status_subscriptions IS
-    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
+    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; blocked_by are the processes whose locks the applier waits for, current_action then says what it wants to lock; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
+
+-- Columns that only newer servers have come by way of jsonb, so that one script serves all.
+CREATE VIEW ha.status_slots AS
+    SELECT coalesce((SELECT m.node_name FROM ha.node_states() m WHERE m.is_local),
+                    nullif(current_setting('ha.node_name', true), '')) AS member,
+           s.slot_name, s.slot_type, s.plugin, s.database, n.node_name AS subscriber, a.application_name, s.active,
+           s.active_pid, s.temporary, s.restart_lsn, s.confirmed_flush_lsn,
+           pg_wal_lsn_diff(w.lsn, s.restart_lsn)::bigint AS retained_bytes,
+           greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint AS unconfirmed_bytes,
+           CASE WHEN s.plugin = 'pg_ha' THEN nullif(pg_size_bytes(current_setting('ha.max_slot_retained')), 0) END
+               AS limit_bytes,
+           s.wal_status, s.safe_wal_size, age(s.xmin) AS xmin_age, age(s.catalog_xmin) AS catalog_xmin_age,
+           coalesce((j.slot ->> 'synced')::boolean, false) AS synced,
+           coalesce((j.slot ->> 'failover')::boolean, false) AS failover, s.two_phase,
+           (j.slot ->> 'inactive_since')::timestamptz AS inactive_since,
+           (j.slot ->> 'conflicting')::boolean AS conflicting, j.slot ->> 'invalidation_reason' AS invalidation_reason
+      FROM pg_catalog.pg_replication_slots s
+     CROSS JOIN LATERAL (SELECT to_jsonb(s) AS slot) j
+     CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+                        AS lsn) w
+      LEFT JOIN ha.node_catalog n
+             ON s.plugin = 'pg_ha' AND n.node_id::text = substring(s.slot_name FROM '^pg_ha_([0-9]+)_')
+      LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid;
+COMMENT ON VIEW ha.status_slots IS
+    'one row per replication slot of this server, pg_ha''s and others'': subscriber is the node whose subscription reads from it, application_name (while it is read) the subscription; retained_bytes is the WAL that it keeps from being removed, unconfirmed_bytes what its reader has still to confirm, limit_bytes the ha.max_slot_retained that ends it; wal_status lost: it has ended and the subscription must be made again. inactive_since, conflicting and invalidation_reason are NULL where the server does not tell';
 
 CREATE VIEW ha.prepared_transactions AS
     SELECT s.subscription_name, k.gid, NULL::text AS local_gid, k.prepared_at, 'kept' AS state, k.reason
@@ -622,6 +668,13 @@ CREATE FUNCTION ha.wait_for_sync_event(origin_node name, lsn pg_lsn, timeout int
 COMMENT ON FUNCTION ha.wait_for_sync_event(name, pg_lsn, interval) IS
     'waits until everything that the origin committed before the position (as ha.sync_event returned it there) is applied and visible here; true then, false when the timeout passed first';
 
+CREATE FUNCTION ha.wait_slot_confirm_lsn(slot_name name = NULL, target pg_lsn = NULL, timeout interval = NULL)
+    RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'wait_slot_confirm_lsn_wrapper';
+COMMENT ON FUNCTION ha.wait_slot_confirm_lsn(name, pg_lsn, interval) IS
+    'waits until the reader of a slot of this server (NULL: of every subscriber''s slot) has confirmed the position (NULL: where the durable WAL ends now), that is, has it durably; true then, false when the timeout passed first. An unknown slot raises';
+
 -- Privileges (keep this last) ---------------------------------------------------------------------------------
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ha FROM PUBLIC;
@@ -631,8 +684,8 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
-    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables, ha.prepared_transactions
-    TO pg_monitor;
+    ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables,
+    ha.prepared_transactions TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 

@@ -19,6 +19,7 @@ static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static SPOOL_MEM: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static SPOOL_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static MAX_SLOT_RETAINED: GucSetting<i32> = GucSetting::<i32>::new(0);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 
 /// `ha.node_name`, if set.
@@ -199,6 +200,16 @@ pub(crate) fn register() {
         GucFlags::UNIT_MB,
     );
     GucRegistry::define_int_guc(
+        c"ha.max_slot_retained",
+        c"How much WAL the slot of a subscriber may hold back on this server before it is ended.",
+        c"0: without limit. A subscriber whose slot was ended has to be made again.",
+        &MAX_SLOT_RETAINED,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
         c"ha.events_max_size",
         c"How large the file behind ha.events may grow before it is rotated.",
         c"One older file is kept beside it.",
@@ -218,6 +229,12 @@ pub(crate) fn retry_min() -> Duration {
 /// The longest wait between two retries.
 pub(crate) fn retry_max() -> Duration {
     Duration::from_millis(RETRY_MAX.get() as u64)
+}
+
+/// `ha.max_slot_retained` in bytes; None: no limit.
+pub(crate) fn max_slot_retained() -> Option<u64> {
+    let megabytes = u64::from(MAX_SLOT_RETAINED.get().unsigned_abs());
+    (megabytes > 0).then_some(megabytes << 20)
 }
 
 /// For how many tables counters are kept.

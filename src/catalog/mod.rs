@@ -10,6 +10,7 @@ pub(crate) mod prepared;
 pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
+pub(crate) mod replication_slots;
 pub(crate) mod subscription_tables;
 pub(crate) mod subscriptions;
 

@@ -1,6 +1,8 @@
 //! `ha.subscription_tables`: the tables that subscriptions copy from their providers.
 
 use super::{Error, Row, execute, read, read_one, write};
+use crate::postgres::apply::ApplyError;
+use crate::postgres::apply::acting::{self, Operation};
 
 /// What becomes of the rows that a table holds already when its copy begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,9 +268,18 @@ pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
     .ok_or(Error::Null { column: 1 })
 }
 
-/// Removes all rows of the local table: by TRUNCATE, which waits for its readers, or row by row where foreign keys of
+/// Why a table could not be emptied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EmptyError {
+    #[error(transparent)]
+    Table(#[from] ApplyError),
+    #[error(transparent)]
+    Catalog(#[from] Error),
+}
+
+/// Removes all rows of the local table, as its owner: by TRUNCATE, which waits for its readers, or row by row where foreign keys of
 /// other tables lead to it and TRUNCATE would take these along.
-pub(crate) fn empty(qualified_name: &str) -> Result<(), Error> {
+pub(crate) fn empty(qualified_name: &str) -> Result<(), EmptyError> {
     let referenced: bool = read_one(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint \
                          WHERE contype = 'f' AND conrelid <> confrelid \
@@ -279,12 +290,18 @@ pub(crate) fn empty(qualified_name: &str) -> Result<(), Error> {
     )?
     .ok_or(Error::Null { column: 1 })?;
     let rows = rows_of(qualified_name)?;
-    let statement = if referenced {
-        format!("DELETE FROM {rows}")
+    let (operation, statement) = if referenced {
+        (Operation::Delete, format!("DELETE FROM {rows}"))
     } else {
-        format!("TRUNCATE {rows}")
+        (Operation::Truncate, format!("TRUNCATE {rows}"))
     };
-    execute(&statement, &[])?;
+    let oid: Option<pgrx::pg_sys::Oid> = read_one(
+        "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid",
+        &[qualified_name.into()],
+        |row| row.get(1),
+    )?;
+    let oid = oid.ok_or_else(|| ApplyError::MissingTable(qualified_name.to_owned()))?;
+    acting::as_owner_of(oid, qualified_name, operation, || execute(&statement, &[]))??;
     Ok(())
 }
 

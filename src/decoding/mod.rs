@@ -19,7 +19,7 @@ pub(crate) use relation::ColumnForm;
 use relation::Published;
 use streamed::Streams;
 
-use crate::postgres::server;
+use crate::postgres::{server, slot};
 use crate::shared_state;
 
 /// Frames are sent when they pass this size, in bytes; a transaction that fits goes in one.
@@ -27,6 +27,9 @@ const FRAME_LIMIT: usize = 64 * 1024;
 
 /// Prefix of the logical messages that belong to pg_ha; others are applications' own and are not sent.
 pub(crate) const MESSAGE_PREFIX: &str = "pg_ha.";
+
+/// The logical message by which a subscriber learns whether the provider's commits wait for it; `on` or `off`.
+pub(crate) const SYNCHRONOUS_MESSAGE: &str = "pg_ha.synchronous";
 
 /// Why streaming cannot start.
 pub(crate) struct Refusal {
@@ -85,6 +88,8 @@ pub(crate) struct Session {
     streams: Streams,
     /// The frame as it was before the change that is being written.
     unfinished: Option<Mark>,
+    /// What the subscriber was last told of whether commits wait for it.
+    synchronous: bool,
 }
 
 impl Session {
@@ -138,6 +143,24 @@ impl Session {
                 "This server was restored to an earlier state. Drop the subscription there and make it again.",
             ));
         }
+        // From an older position the server would go on silently where the slot is.
+        let confirmed = Lsn(slot::own_confirmed().unwrap_or_default());
+        if options.applied_lsn < confirmed {
+            return Err(Refusal {
+                code: PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                message: format!(
+                    "gap in the stream: node \"{}\" has applied this node's changes up to {}, but had confirmed them up \
+                     to {confirmed}",
+                    options.node_name, options.applied_lsn
+                ),
+                hint: format!(
+                    "That node was restored to an earlier state, or slot \"{}\" was advanced by hand; what lies between \
+                     cannot be sent again. Drop the subscription there and make it again, then copy its tables anew \
+                     with ha.sub_resync_table.",
+                    slot::own_name()
+                ),
+            });
+        }
         let agreed = options::negotiate(
             &options,
             &ProviderVersions::of_this_build(server::version_number()),
@@ -168,6 +191,7 @@ impl Session {
             shapes: HashMap::new(),
             streams: Streams::new(),
             unfinished: None,
+            synchronous: false,
         })
     }
 
@@ -348,6 +372,17 @@ impl Session {
             content,
         })?;
         Ok(true)
+    }
+
+    /// Between transactions: tells the subscriber whether commits wait for it, if that has changed; true if it was
+    /// written.
+    pub(crate) fn tell_synchronous(&mut self, synchronous: bool, lsn: u64) -> Result<bool, EncodeError> {
+        if self.synchronous == synchronous {
+            return Ok(false);
+        }
+        self.synchronous = synchronous;
+        let content: &[u8] = if synchronous { b"on" } else { b"off" };
+        self.message(false, lsn, SYNCHRONOUS_MESSAGE, content)
     }
 
     pub(crate) fn frame_is_full(&self) -> bool {

@@ -6,6 +6,8 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::apply::ApplyError;
+use super::apply::acting::Operation;
 use super::apply::target::Target;
 use super::error::Report;
 use super::version;
@@ -103,13 +105,14 @@ unsafe extern "C-unwind" fn note_context(_argument: *mut core::ffi::c_void) {
 /// returns the number of rows.
 ///
 /// # Errors
-/// PostgreSQL's own, as panics: a value that does not convert, a constraint, a lost connection.
+/// What the acting user may not do; PostgreSQL's own, as panics: a value that does not convert, a constraint, a lost connection.
 pub(crate) fn into(
     target: &Target,
     format: Format,
     connection: &mut Connection,
     arrived: &mut dyn FnMut(usize),
-) -> u64 {
+) -> Result<u64, ApplyError> {
+    target.check(Operation::Insert)?;
     let mut source = Source {
         connection,
         rest: (core::ptr::null(), 0),
@@ -120,6 +123,8 @@ pub(crate) fn into(
     // SAFETY: in a transaction; the lists and nodes live in its memory. The relation is closed with its lock kept until
     // the end of the transaction, after the copy that uses it.
     let rows = unsafe {
+        // The table's own code runs as its owner.
+        let acting = target.act();
         let relation = pg_sys::table_open(target.oid, pg_sys::RowExclusiveLock as i32);
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let state = pg_sys::make_parsestate(core::ptr::null_mut());
@@ -166,10 +171,11 @@ pub(crate) fn into(
         pg_sys::PopActiveSnapshot();
         pg_sys::table_close(relation, pg_sys::NoLock as i32);
         pg_sys::CommandCounterIncrement();
+        acting.end();
         rows
     };
     SOURCE.set(core::ptr::null_mut());
-    rows
+    Ok(rows)
 }
 
 /// A String node, of text without zero bytes.

@@ -20,7 +20,7 @@ use crate::sql_api::arguments::required;
 use crate::sql_api::replication_set_tables::{self as set_tables, NewMember};
 use crate::sql_api::subscriptions::NewSubscription;
 use crate::sql_api::{
-    doctor as doctor_api, events, exchange, nodes, replication_sets, subscription_changes,
+    doctor as doctor_api, events, exchange, nodes, replication_sets, slot_confirm, subscription_changes,
     subscription_options, subscriptions, sync_event as sync_event_api, synchronization,
 };
 
@@ -293,8 +293,25 @@ fn sub_alter_options(subscription_name: Option<Name>, options: Option<JsonB>) ->
 }
 
 #[pg_extern(sql = false)]
+fn sub_skip_lsn(subscription_name: Option<Name>, lsn: Option<i64>) -> bool {
+    answer(subscription_changes::sub_skip_lsn(
+        text(subscription_name),
+        lsn.map(i64::cast_unsigned),
+    ))
+}
+
+#[pg_extern(sql = false)]
 fn sync_event() -> i64 {
     answer(sync_event_api::sync_event())
+}
+
+#[pg_extern(sql = false)]
+fn wait_slot_confirm_lsn(slot_name: Option<Name>, target: Option<i64>, timeout: Option<Interval>) -> bool {
+    answer(slot_confirm::wait_slot_confirm_lsn(
+        text(slot_name),
+        target.map(i64::cast_unsigned),
+        timeout.map(duration),
+    ))
 }
 
 #[pg_extern(sql = false)]

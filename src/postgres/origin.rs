@@ -63,6 +63,26 @@ impl Origin {
         unsafe { pg_sys::replorigin_session_origin = self.0 };
     }
 
+    /// Writes down that everything of the origin up to `position` has been dealt with, although nothing was committed for
+    /// it; returns where the record ends, which is durable once the WAL is flushed that far. To be called by the process
+    /// that uses the origin, between transactions. Raises when another process takes the origin at this very moment.
+    pub(crate) fn record(self, position: u64) -> u64 {
+        // SAFETY: outside a transaction, in the session that has the origin set up. replorigin_advance writes the record
+        // and moves the position under one lock, which a checkpoint takes too, and wants the origin to be nobody's for
+        // that moment. XactLastRecEnd is then the end of that record.
+        unsafe {
+            pg_sys::replorigin_session_reset();
+            pg_sys::replorigin_advance(self.0, position, 0, false, true);
+            version::origin_session_setup(self.0);
+            let end = pg_sys::XactLastRecEnd;
+            pg_sys::replorigin_session_advance(position, end);
+            pg_sys::XactLastRecEnd = 0;
+            // The WAL writer flushes it with what else there is.
+            pg_sys::XLogSetAsyncXactLSN(end);
+            end
+        }
+    }
+
     /// Ends the stamping of commits: what this process commits or aborts from here on is local.
     pub(crate) fn stamp_nothing() {
         // SAFETY: variables of this process (replication/origin.h), read when a transaction ends.
@@ -76,6 +96,7 @@ impl Origin {
     /// Commits the open transaction under this origin, with this time and without a position, and lets go of the
     /// origin. Other processes must be kept from doing the same meanwhile: one at a time can have an origin set up.
     pub(crate) fn commit_once(self, timestamp: i64) {
+        super::apply::acting::fire_deferred();
         // SAFETY: in a transaction, in a session without an origin of its own; what is stamped on the commit is what is
         // set up, and both are taken back once it is done.
         unsafe {

@@ -260,14 +260,19 @@ unsafe extern "C-unwind" fn truncate(
 #[pg_guard]
 unsafe extern "C-unwind" fn commit(
     ctx: *mut pg_sys::LogicalDecodingContext,
-    _txn: *mut pg_sys::ReorderBufferTXN,
+    txn: *mut pg_sys::ReorderBufferTXN,
     _commit_lsn: pg_sys::XLogRecPtr,
 ) {
-    // SAFETY: a live context in which a write is allowed.
+    // SAFETY: a live context in which a write is allowed; the entry of this walsender, if it is one.
     unsafe {
         let plugin = plugin(ctx);
-        if written(plugin.session.commit()) {
-            pg_sys::OutputPluginUpdateProgress(ctx, false);
+        let committed = written(plugin.session.commit());
+        let synchronous = pg_sys::MyWalSnd
+            .as_ref()
+            .is_some_and(|sender| sender.sync_standby_priority > 0);
+        let told = written(plugin.session.tell_synchronous(synchronous, (*txn).end_lsn));
+        if committed || told {
+            pg_sys::OutputPluginUpdateProgress(ctx, !committed);
             send(ctx, &mut plugin.session, true);
         } else {
             pg_sys::OutputPluginUpdateProgress(ctx, true);

@@ -5,6 +5,7 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 
+use super::apply::acting;
 use super::origin::Origin;
 
 // Exported by the server and not bound by pgrx.
@@ -38,6 +39,7 @@ unsafe fn stamp(origin: Origin, origin_lsn: u64, timestamp: i64) {
 /// PostgreSQL's own, as panics: the name is in use, or max_prepared_transactions are prepared already.
 pub(crate) fn prepare(origin: Origin, origin_lsn: u64, timestamp: i64, gid: &str) {
     let gid = CString::new(gid).unwrap_or_default();
+    acting::fire_deferred();
     // SAFETY: in a transaction without a block, with the origin set up in this session. The block is what PREPARE ends.
     unsafe {
         pg_sys::BeginTransactionBlock();

@@ -12,6 +12,7 @@ pub(crate) mod exchange;
 pub(crate) mod nodes;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
+pub(crate) mod slot_confirm;
 pub(crate) mod slots;
 pub(crate) mod status;
 pub(crate) mod subscription_changes;

@@ -135,6 +135,8 @@ pub(crate) struct SubscriptionRow {
     pub(crate) spool: [i64; 3],
     pub(crate) action: Option<String>,
     pub(crate) last_error: Option<String>,
+    pub(crate) receiver_pid: Option<i32>,
+    pub(crate) applier_pid: Option<i32>,
 }
 
 /// One row per subscription that the supervisor knows.
@@ -158,7 +160,8 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                 0 => Some(0),
                 _ => (applied_commit != 0).then(|| (postgres::now() - applied_commit).max(0)),
             };
-            let running = [&place.receiver_pid, &place.applier_pid];
+            let [receiver_pid, applier_pid] = [&place.receiver_pid, &place.applier_pid]
+                .map(|pid| Some(pid.load(Acquire)).filter(|pid| *pid != 0));
             SubscriptionRow {
                 id: place.id.load(Acquire),
                 status: place.status().as_str(),
@@ -175,13 +178,15 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.skipped),
                     count(&place.retries),
                 ],
-                workers: (running.iter().filter(|pid| pid.load(Acquire) != 0).count()
+                workers: ([receiver_pid, applier_pid].iter().flatten().count()
                     + copies::of(place.id.load(Acquire)).count()) as i32,
                 spool: [
                     count(&place.spool_transactions),
                     count(&place.spool_memory),
                     count(&place.spool_disk),
                 ],
+                receiver_pid,
+                applier_pid,
                 action: text.action.to_option(),
                 last_error: text.last_error.to_option(),
             }

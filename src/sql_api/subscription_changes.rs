@@ -1,7 +1,8 @@
-//! `ha.sub_drop`, `ha.sub_enable`, `ha.sub_disable`, `ha.sub_add_repset`, `ha.sub_remove_repset`.
+//! `ha.sub_drop`, `ha.sub_enable`, `ha.sub_disable`, `ha.sub_add_repset`, `ha.sub_remove_repset`, `ha.sub_skip_lsn`.
 //!
 //! The catalog changes in the transaction; workers and the provider's slot follow after its commit, in bounded time.
 
+use pg_ha_model::Lsn;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
@@ -228,4 +229,46 @@ fn set_sets(subscription: &Subscription, sets: Vec<String>) -> Answer<()> {
         );
     });
     Ok(())
+}
+
+/// Has the transaction that ends at a position of the provider passed over; without a position, none.
+pub(crate) fn sub_skip_lsn(name: Option<String>, lsn: Option<u64>) -> Answer<bool> {
+    let subscription = require(name)?;
+    if let Some(lsn) = lsn.map(Lsn) {
+        let progress = Lsn(subscriptions::progress(subscription.id)?);
+        let refuse = |detail: String| {
+            Report::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("no transaction that ends at {lsn} can be passed over"),
+            )
+            .detail(detail)
+            .hint("Pass the position that the message in last_error of ha.status_subscriptions names.")
+        };
+        if !lsn.is_valid() {
+            return Err(refuse("That is no position in a WAL.".to_owned()));
+        }
+        if lsn <= progress {
+            return Err(refuse(format!(
+                "Subscription \"{}\" has applied everything up to {progress}.",
+                subscription.name
+            )));
+        }
+    }
+    if !subscriptions::set_skip(subscription.id, lsn)? {
+        return Ok(false);
+    }
+    xact::after_commit(move || {
+        shared_state::catalog_changed();
+        let what = match lsn {
+            Some(lsn) => format!("will pass over the transaction that ends at {}", Lsn(lsn)),
+            None => "will pass over no transaction".to_owned(),
+        };
+        events::record(
+            "subscription_changed",
+            Severity::Info,
+            &format!("subscription \"{}\" {what}", subscription.name),
+            json!({"subscription_id": subscription.id, "skip_lsn": lsn.map(|lsn| Lsn(lsn).to_string())}),
+        );
+    });
+    Ok(true)
 }

@@ -14,13 +14,7 @@ use crate::postgres::{server, xact};
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 5] = [
-    "forward_origins",
-    "apply_delay",
-    "run_as",
-    "workers",
-    "copy_workers",
-];
+const NOT_YET: [&str; 3] = ["forward_origins", "workers", "copy_workers"];
 
 const MAX_PREPARED: &str = "max_prepared_transactions";
 
@@ -63,13 +57,18 @@ pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) ->
 
 /// Microseconds of a delay that can be waited for.
 fn apply_delay(text: &str) -> Answer<i64> {
-    match subscriptions::interval_length(text)? {
+    checked_delay(subscriptions::interval_length(text)?, text)
+}
+
+/// A length in microseconds, if there is one and it can be waited for.
+pub(super) fn checked_delay(length: Option<i64>, given: &str) -> Answer<i64> {
+    match length {
         Some(length) if length >= 0 => Ok(length),
         _ => Err(Report::new(
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
             "apply_delay must not be negative or infinite",
         )
-        .detail(format!("The value given is \"{text}\"."))
+        .detail(format!("The value given is \"{given}\"."))
         .hint("Give it an interval such as '5 minutes', or '0' for no delay.")),
     }
 }
@@ -121,9 +120,7 @@ fn require_supported(change: &Value) -> Answer<()> {
 fn is_default(key: &str, value: &Value) -> bool {
     match key {
         "workers" => value == &json!(1) || value.is_null(),
-        "run_as" => value == &json!("subscription_owner") || value.is_null(),
         "forward_origins" => value == &json!([]) || value.is_null(),
-        "apply_delay" => value == &json!("0") || value.is_null(),
         _ => value.is_null(),
     }
 }

@@ -16,6 +16,7 @@ use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
 use super::exchange::{self, Request, Response};
+use super::subscription_options::checked_delay;
 use super::{
     arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, slots,
     synchronization,
@@ -67,9 +68,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         ));
     }
     let delay = arguments::required("apply_delay", new.apply_delay)?;
-    if (delay.months(), delay.days(), delay.micros()) != (0, 0, 0) {
-        return Err(arguments::not_supported("apply_delay", "not zero"));
-    }
+    let apply_delay = checked_delay(interval_length(&delay), &format!("{delay}"))?;
     let enabled = arguments::required("enabled", new.enabled)?;
     parse_dsn(&dsn)?;
 
@@ -90,7 +89,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
     let slot = slots::name(local.node_id, &name)?;
     introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
-    slots::create(&dsn, &slot)?;
+    let slot_lsn = slots::create(&dsn, &slot)?;
     // After the slot was made: a table that joins a set later sends from then on what it gets.
     let to_copy = if synchronize_data {
         synchronization::published(&mut peer, &sets, None)?
@@ -110,7 +109,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     }
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
-    let id = subscriptions::insert(&Subscription {
+    let new = Subscription {
         id: 0,
         name: name.clone(),
         provider_node_id: provider.node_id,
@@ -119,9 +118,10 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         enabled,
         replication_sets: sets,
         forward_origins: forwarded,
-        apply_delay: 0,
+        apply_delay,
         options: SubscriptionOptions::default(),
-    })?;
+    };
+    let id = subscriptions::insert(&new, slot_lsn)?;
     synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {
         subscription_names::add(&name);
@@ -137,6 +137,20 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         shared_state::catalog_changed();
     });
     Ok(id)
+}
+
+/// Microseconds, a month taken as 30 days and a year as 365.25, as PostgreSQL does; None if it has no end.
+fn interval_length(interval: &Interval) -> Option<i64> {
+    const DAY: i64 = 86_400_000_000;
+    if interval.months() == i32::MAX || interval.months() == i32::MIN {
+        return None;
+    }
+    let months = i64::from(interval.months());
+    let days = i64::from(interval.days()).checked_add(months % 12 * 30)?;
+    let years = (months / 12).checked_mul(DAY * 1461 / 4)?;
+    days.checked_mul(DAY)?
+        .checked_add(years)?
+        .checked_add(interval.micros())
 }
 
 fn require_room(name: &str, existing: &[Subscription]) -> Answer<()> {

@@ -56,6 +56,8 @@ enum Failure {
     Answer(String),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error(transparent)]
+    Empty(#[from] catalog::EmptyError),
     #[error("the stream cannot be read: {0}")]
     Codec(#[from] CodecError),
     #[error("the stream is out of order: {0}")]
@@ -169,6 +171,7 @@ fn prepare(
     let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
+    apply::acting::run_as(subscription.options.run_as());
     wait_for_applier(place);
     let origin = super::read(|| origins::ensure_for_copies(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin of copies could not be made".to_owned())?;
@@ -254,7 +257,7 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
     let rows = copy_in::into(&target, format, connection, &mut |bytes| {
         work.copy.rows.fetch_add(1, Relaxed);
         work.copy.bytes.fetch_add(bytes as u64, Relaxed);
-    });
+    })?;
     drop(target);
     work.copy.rows.store(rows, Relaxed);
     connection.command("COMMIT").map_err(Failure::Refused)?;

@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
+use crate::network::peer::literal;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Sender, Sent};
 use crate::postgres::walreceiver::{Connection, Received, StatusSender, StreamError};
@@ -39,6 +40,8 @@ const APPLIER_START: Duration = Duration::from_secs(10);
 pub(crate) const HEADER: usize = 25;
 pub(crate) const KIND_DATA: u8 = b'd';
 pub(crate) const KIND_POSITION: u8 = b'p';
+/// A position, and the provider waits to hear that it is durable here (when it shuts down, for one).
+pub(crate) const KIND_ASKED: u8 = b'a';
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,17 @@ enum Ended {
     Unreachable(String),
     #[error("the provider refused to stream: {0}")]
     Refused(String),
+    #[error(
+        "replication slot \"{0}\" is gone from the provider, and with it what was to be sent: drop this subscription and \
+         make it again with ha.sub_create, then copy its tables anew with ha.sub_resync_table"
+    )]
+    SlotMissing(String),
+    #[error(
+        "the provider has ended replication slot \"{0}\", which held back more WAL than ha.max_slot_retained or \
+         max_slot_wal_keep_size allows there: drop this subscription and make it again with ha.sub_create, then copy \
+         its tables anew with ha.sub_resync_table"
+    )]
+    LostSlot(String),
     #[error("the connection to the provider was lost: {0}")]
     Lost(String),
     #[error("the provider ended the stream")]
@@ -68,7 +82,9 @@ impl Ended {
             Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
                 Some(Status::Down)
             }
-            Ended::Refused(_) | Ended::Catalog(_) => Some(Status::Failed),
+            Ended::Refused(_) | Ended::SlotMissing(_) | Ended::LostSlot(_) | Ended::Catalog(_) => {
+                Some(Status::Failed)
+            }
             // The applier has said why, if it could.
             Ended::ApplierGone => (place.failed_in_applier.load(Acquire) == 0).then_some(Status::Down),
         }
@@ -162,10 +178,11 @@ fn stream(
 ) -> Result<Never, Ended> {
     let local =
         shared_state::local_node().ok_or_else(|| Ended::Catalog("this server is no node".to_owned()))?;
-    let application_name = format!("pg_ha {} {}", local.node_name.as_str(), subscription.name);
-    let mut connection = Connection::open(&subscription.dsn, &application_name)
+    // As native logical replication does: it is what synchronous_standby_names knows the subscription by, unless the
+    // connection string says otherwise.
+    let mut connection = Connection::open(&subscription.dsn, &subscription.name)
         .map_err(|error| Ended::Unreachable(hide(&subscription.dsn, &error)))?;
-    let start = origin.durable_progress();
+    let start = subscription.start_after(origin.durable_progress());
     let options = PluginOptions {
         proto_min: PROTOCOL_MIN,
         proto_max: PROTOCOL_MAX,
@@ -181,15 +198,9 @@ fn stream(
         streaming: subscription.options.streaming(),
         two_phase: subscription.options.two_phase(),
     };
-    connection
-        .start(&subscription.slot_name, start, &options.to_pairs())
-        .map_err(|error| {
-            Ended::Refused(format!(
-                "{} (slot \"{}\")",
-                hide(&subscription.dsn, &error),
-                subscription.slot_name
-            ))
-        })?;
+    if let Err(error) = connection.start(&subscription.slot_name, start, &options.to_pairs()) {
+        return Err(why_refused(&mut connection, subscription, &error));
+    }
     let (mut queue, number) = Sender::create(QUEUE_SIZE);
     layout::Subscription::raise(&place.received_lsn, start);
     layout::Subscription::raise(&place.applied_lsn, start);
@@ -211,6 +222,28 @@ fn stream(
         );
     }
     pump(place, subscription, &mut connection, &mut queue)
+}
+
+/// The provider does not start the stream: is it for want of the slot?
+fn why_refused(
+    connection: &mut Connection,
+    subscription: &PlannedSubscription,
+    error: &StreamError,
+) -> Ended {
+    let slot = &subscription.slot_name;
+    let query = format!(
+        "SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+        literal(slot)
+    );
+    let found = super::read(|| connection.query(&query, 1)).ok();
+    match found
+        .as_ref()
+        .map(|rows| rows.first().and_then(|row| row.first()))
+    {
+        Some(None) => Ended::SlotMissing(slot.clone()),
+        Some(Some(Some(status))) if status == "lost" => Ended::LostSlot(slot.clone()),
+        _ => Ended::Refused(format!("{} (slot \"{slot}\")", hide(&subscription.dsn, error))),
+    }
 }
 
 /// Moves messages from the provider to the applier, and positions back.
@@ -244,7 +277,14 @@ fn pump(
                         wal_end,
                         sent_at,
                         reply_requested,
-                    } => (KIND_POSITION, wal_end, wal_end, sent_at, &[][..], reply_requested),
+                    } => {
+                        let kind = if reply_requested {
+                            KIND_ASKED
+                        } else {
+                            KIND_POSITION
+                        };
+                        (kind, wal_end, wal_end, sent_at, &[][..], reply_requested)
+                    }
                 };
             silence.heard();
             layout::Subscription::raise(&place.provider_lsn, wal_end);

@@ -10,6 +10,7 @@
 //! state.
 
 mod copies;
+mod retention;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -46,6 +47,8 @@ struct Kept {
     next_start: Instant,
     /// What the workers were started with; a change of it restarts them.
     fingerprint: String,
+    /// The transaction that they know is to be passed over.
+    skip_lsn: Option<u64>,
 }
 
 impl Kept {
@@ -65,6 +68,7 @@ impl Kept {
             started: None,
             next_start: Instant::now(),
             fingerprint: fingerprint(subscription),
+            skip_lsn: subscription.skip_lsn,
         })
     }
 }
@@ -81,6 +85,7 @@ pub(crate) fn run() {
     let mut planned = Vec::new();
     let mut pending = Vec::new();
     let mut copies = copies::Copies::default();
+    let mut retention = retention::Retention::default();
     let mut generation = None;
     let mut last_cleaning = None;
     let mut complained = String::new();
@@ -110,6 +115,7 @@ pub(crate) fn run() {
             }
         }
         let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending));
+        let next = next.min(retention.tend().unwrap_or(LOOK));
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {
@@ -287,7 +293,10 @@ fn fingerprint(subscription: &PlannedSubscription) -> String {
 fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: &mut Kept) -> Duration {
     let now = Instant::now();
     let print = fingerprint(subscription);
-    if kept.fingerprint != print {
+    // The applier takes it out by itself once the transaction is passed over.
+    let skip = subscription.skip_lsn != kept.skip_lsn && subscription.skip_lsn.is_some();
+    kept.skip_lsn = subscription.skip_lsn;
+    if kept.fingerprint != print || skip {
         kept.fingerprint = print;
         kept.backoff = backoff();
         kept.next_start = now;

@@ -9,6 +9,8 @@ pub mod conflict;
 pub mod options;
 pub mod pattern;
 pub mod progress;
+pub mod retention;
+pub mod skip;
 pub mod spool;
 pub mod stream;
 pub mod subscription_options;

@@ -1,5 +1,7 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_as_owner;
+mod apply_held;
 mod apply_stops;
 mod bad_input_drop_database;
 mod bad_input_dsn;
@@ -11,12 +13,15 @@ mod crash_apply;
 mod false_missing;
 mod least_privilege_tls;
 mod mixed_sets;
+mod mixed_versions;
 mod one_way;
 mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
+mod random_changes;
 mod self_check;
 mod shapes;
+mod slots;
 mod slow_and_full;
 mod streamed;
 mod support;
@@ -31,10 +36,14 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         self_check::SCENARIOS,
         walkthrough::SCENARIOS,
+        random_changes::SCENARIOS,
+        mixed_versions::SCENARIOS,
         copies::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_as_owner::SCENARIOS,
+        apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
@@ -42,6 +51,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
+        slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         streamed::SCENARIOS,
         two_phase::SCENARIOS,

@@ -13,7 +13,9 @@ use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 use pgrx::{PgSqlErrorCode, PgTryBuilder};
 
-use super::table::{OpenTable, RowChange, Updated, clear};
+use super::acting::Operation;
+use super::compose::clear;
+use super::table::{OpenTable, RowChange, Updated};
 use super::target::{Key, Target};
 use super::{ApplyError, Found};
 use crate::postgres::version;
@@ -111,8 +113,13 @@ impl Routed<'_> {
 
 impl PartitionedTable {
     /// Opens the table in the current transaction; its partitions as rows come to them.
-    pub(crate) fn open(target: &Target) -> PartitionedTable {
-        let root = OpenTable::open(target, true);
+    ///
+    /// # Errors
+    /// As [`OpenTable::open`].
+    pub(crate) fn open(target: &Target) -> Result<PartitionedTable, ApplyError> {
+        let root = OpenTable::open(target, true)?;
+        // Partition keys may be computed by functions.
+        let acting = target.actor.begin();
         // SAFETY: as apply_handle_tuple_routing of PostgreSQL's own worker: a node without a plan.
         unsafe {
             let previous = pg_sys::MemoryContextSwitchTo((*root.estate).es_query_cxt);
@@ -126,14 +133,15 @@ impl PartitionedTable {
                 ExecSetupPartitionTupleRouting(root.estate, root.relation)
             });
             pg_sys::MemoryContextSwitchTo(previous);
-            PartitionedTable {
+            acting.end();
+            Ok(PartitionedTable {
                 root,
                 state,
                 routing,
                 leaves: Vec::new(),
                 opened: HashMap::new(),
                 all: None,
-            }
+            })
         }
     }
 
@@ -156,6 +164,11 @@ impl PartitionedTable {
         change: &RowChange<'_, '_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        target.check(match change {
+            RowChange::Insert(_) => Operation::Insert,
+            RowChange::Update(..) => Operation::Update,
+            RowChange::Delete(..) => Operation::Delete,
+        })?;
         // SAFETY: in a transaction; the snapshot is popped and the per-tuple memory reset before return. On an error
         // both are released by the abort.
         unsafe {
@@ -245,6 +258,7 @@ impl PartitionedTable {
             let place = self.route(target)?;
             let slot = self.root.new_row;
             let leaf = &mut self.leaves[place];
+            leaf.target.check(Operation::Insert)?;
             let entered = leaf.table.enter();
             leaf.table.insert_routed(&Routed {
                 slot,
@@ -375,7 +389,7 @@ impl PartitionedTable {
             let previous = pg_sys::MemoryContextSwitchTo((*self.root.estate).es_query_cxt);
             let table = OpenTable::open(&leaf_target, false);
             pg_sys::MemoryContextSwitchTo(previous);
-            table
+            table?
         };
         // SAFETY: both relations are open.
         let places = unsafe {

@@ -9,6 +9,7 @@ use pg_ha_replication::codec::{self, ReplicaIdentity};
 use pgrx::pg_sys;
 
 use super::ApplyError;
+use super::acting::{Acting, Actor, Operation, Rights};
 use crate::postgres::values::Plain;
 use crate::postgres::{invalidation, values, version};
 
@@ -43,6 +44,9 @@ pub(crate) struct Target {
     /// Which of the remote columns a key row has, in order.
     pub(crate) key_columns: Vec<usize>,
     pub(crate) partitioned: bool,
+    /// As whom its rows are changed, and with which rights.
+    pub(super) actor: Actor,
+    rights: Rights,
     /// What is sent, as partitions need it to be targets themselves.
     remote: Rc<RemoteTable>,
     partitions: RefCell<Partitions>,
@@ -167,6 +171,7 @@ impl Target {
                 pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
+            let actor = Actor::for_owner(form.relowner);
             let mut target = Target {
                 memory,
                 oid: (*relation).rd_id,
@@ -178,6 +183,8 @@ impl Target {
                     .filter(|place| remote.columns[*place].key)
                     .collect(),
                 partitioned,
+                actor,
+                rights: actor.rights((*relation).rd_id),
                 remote: Rc::clone(remote),
                 partitions: RefCell::default(),
             };
@@ -268,6 +275,16 @@ impl Target {
             table: self.name.clone(),
             column: column.map_or_else(String::new, |column| column.name.clone()),
         }
+    }
+
+    /// Whether the acting user may make this change.
+    pub(crate) fn check(&self, operation: Operation) -> Result<(), ApplyError> {
+        self.rights.check(self.actor, &self.name, operation)
+    }
+
+    /// Begins to act as whoever changes the table.
+    pub(crate) fn act(&self) -> Acting {
+        self.actor.begin()
     }
 
     pub(crate) fn no_key(&self) -> ApplyError {
@@ -371,6 +388,9 @@ unsafe fn format_type(type_oid: pg_sys::Oid) -> String {
     }
 }
 
+/// How rows of the table are found with what the provider sends of them: by the replica identity index, else by the
+/// primary key, else by any other unique index of key columns alone; the two nodes need not have chosen the same one.
+///
 /// # Safety
 /// `relation` is open and locked.
 unsafe fn key_of(
@@ -379,33 +399,55 @@ unsafe fn key_of(
     columns: &[LocalColumn],
     memory: pg_sys::MemoryContext,
 ) -> Key {
-    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    // SAFETY: the relation's own list of indexes, a copy that is freed again.
     unsafe {
-        let mut oid = pg_sys::RelationGetReplicaIndex(relation);
-        if oid == pg_sys::InvalidOid {
-            oid = version::primary_key_index(relation);
+        let mut candidates = vec![
+            pg_sys::RelationGetReplicaIndex(relation),
+            version::primary_key_index(relation),
+        ];
+        // Whole rows may have nulls, of which such an index can have many.
+        if !remote.full_identity {
+            let list = pg_sys::RelationGetIndexList(relation);
+            let count = if list.is_null() { 0 } else { (*list).length };
+            candidates.extend((0..count).map(|place| pg_sys::list_nth_oid(list, place)));
+            pg_sys::list_free(list);
         }
-        let otherwise = if remote.full_identity {
+        candidates.retain(|oid| *oid != pg_sys::InvalidOid);
+        let found = candidates
+            .into_iter()
+            .find_map(|oid| key_by_index(oid, remote, columns, memory));
+        found.unwrap_or(if remote.full_identity {
             Key::Full
         } else {
             Key::None
-        };
-        if oid == pg_sys::InvalidOid {
-            return otherwise;
-        }
+        })
+    }
+}
+
+/// # Safety
+/// The index belongs to a relation that is open and locked.
+unsafe fn key_by_index(
+    oid: pg_sys::Oid,
+    remote: &RemoteTable,
+    columns: &[LocalColumn],
+    memory: pg_sys::MemoryContext,
+) -> Option<Key> {
+    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    unsafe {
         let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
-        if (*(*index).rd_rel).relam != pg_sys::BTREE_AM_OID {
-            // Of another access method's strategies it is not known which one is equality.
-            pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
-            return otherwise;
-        }
         let form = &*(*index).rd_index;
-        let count = form.indnkeyatts as usize;
+        let usable = form.indisunique
+            && form.indimmediate
+            && form.indisvalid
+            // Of another access method's strategies it is not known which one is equality.
+            && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
+            && pg_sys::RelationGetIndexPredicate(index).is_null();
+        let count = if usable { form.indnkeyatts as usize } else { 0 };
         let attributes = form.indkey.values.as_slice(count);
         // The functions of the keys may keep things of their own in the context that is current here.
         let previous = pg_sys::MemoryContextSwitchTo(memory);
         let scan_keys: *mut pg_sys::ScanKeyData =
-            pg_sys::palloc0(count * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
+            pg_sys::palloc0(count.max(1) * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
         let mut places = Vec::with_capacity(count);
         for (position, attribute) in attributes.iter().enumerate() {
             let place = columns
@@ -436,15 +478,11 @@ unsafe fn key_of(
         }
         pg_sys::MemoryContextSwitchTo(previous);
         pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
-        if places.len() == count {
-            Key::Index {
-                oid,
-                columns: places,
-                scan_keys,
-            }
-        } else {
-            otherwise
-        }
+        (usable && places.len() == count).then_some(Key::Index {
+            oid,
+            columns: places,
+            scan_keys,
+        })
     }
 }
 

@@ -49,6 +49,15 @@ impl Spool {
                 apply.instead_of(&prepare.begin, positions, || Ok(()))
             });
         }
+        if apply.passes_over(&prepare.begin) {
+            // Nothing of it is to come when it commits.
+            return attempt(apply, positions, |apply, _, positions| {
+                apply.pass_over(&prepare.begin, positions, || {
+                    let (nothing, none) = (Held::default(), HashSet::new());
+                    keep(id, prepare, "ha.sub_skip_lsn named it", &nothing, &none)
+                })
+            });
+        }
         let reason = if held.is_empty() {
             Some("nothing of it is replicated".to_owned())
         } else {
@@ -72,6 +81,17 @@ impl Spool {
         let local_gid = self.local_gid(xid, commit.gid);
         let found = read(|| catalog::find(id, xid, &local_gid))?;
         match found {
+            Found::Prepared if apply.passes_over(&commit.begin) => {
+                attempt(apply, positions, |apply, _, positions| {
+                    apply.finish(&local_gid, &commit.begin, false, positions)?;
+                    apply.pass_over(&commit.begin, positions, || Ok(()))
+                })
+            }
+            Found::Kept(_) if apply.passes_over(&commit.begin) => {
+                attempt(apply, positions, |apply, _, positions| {
+                    apply.pass_over(&commit.begin, positions, || forget(id, xid))
+                })
+            }
             Found::Prepared => attempt(apply, positions, |apply, _, positions| {
                 apply.finish(&local_gid, &commit.begin, true, positions)
             }),
@@ -80,9 +100,9 @@ impl Spool {
                 attempt(apply, positions, |apply, again, positions| {
                     apply.start_frame(again);
                     apply.next(&Message::Begin(commit.begin), positions)?;
-                    if !apply.skips() {
+                    if !apply.was_applied() {
                         play_kept(id, xid, &aborted, apply, positions)?;
-                        worker::with_latest_snapshot(|| catalog::forget(id, xid))?;
+                        forget(id, xid)?;
                     }
                     let commit = commit.begin.commit(commit.wal_end);
                     apply.next(&Message::Commit(commit), positions)
@@ -119,11 +139,9 @@ impl Spool {
         };
         attempt(apply, positions, |apply, _, positions| match found {
             Found::Prepared => apply.finish(&local_gid, &end, false, positions),
-            Found::Kept(_) => apply.instead_of(&end, positions, || {
-                Ok(worker::with_latest_snapshot(|| catalog::forget(id, xid))?)
-            }),
+            Found::Kept(_) => apply.instead_of(&end, positions, || forget(id, xid)),
             // It was never sent, or that was before a restart.
-            Found::Nothing => Ok(()),
+            Found::Nothing => apply.instead_of(&end, positions, || Ok(())),
         })
     }
 }
@@ -180,6 +198,13 @@ fn keep(
         number += 1;
         Ok(())
     })
+}
+
+/// Takes it out of the catalog, in the open transaction.
+fn forget(subscription_id: i32, xid: u32) -> Result<(), Failure> {
+    Ok(worker::with_latest_snapshot(|| {
+        catalog::forget(subscription_id, xid)
+    })?)
 }
 
 /// Applies what was kept, in the open transaction.

@@ -13,7 +13,7 @@ use pg_ha_replication::codec::{CodecError, Decoder, Message, StreamCommit};
 use pg_ha_replication::spool::{Ledger, Limits, Step, Unknown};
 
 use super::transaction::{Apply, Failure};
-use super::{FLUSH_LOOK, Positions, attempt};
+use super::{Positions, attempt};
 use crate::durable::spool::SpoolFile;
 use crate::postgres::worker;
 use crate::settings;
@@ -152,7 +152,7 @@ impl Spool {
             apply.start_frame(again);
             apply.next(&Message::Begin(commit.begin), positions)?;
             // Applied before a restart, all of it.
-            if !apply.skips() {
+            if !apply.was_applied() {
                 held.play(&aborted, apply, positions)?;
             }
             let commit = commit.begin.commit(commit.wal_end);
@@ -191,9 +191,9 @@ impl Held {
             chunk(frame, aborted, apply, positions)?;
             worker::heed_signals(0);
             // What was committed before becomes durable meanwhile.
-            if looked.elapsed() >= FLUSH_LOOK {
+            if looked.elapsed() >= positions.look() {
                 looked = Instant::now();
-                positions.publish();
+                positions.publish(false).map_err(Failure::Positions)?;
             }
             Ok(())
         })

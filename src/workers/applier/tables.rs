@@ -150,7 +150,7 @@ impl Tables {
             if let Some(target) = self.known.get(&id).and_then(|known| known.target.as_ref())
                 && target.oid == oid
             {
-                return Ok(Opened::open(target));
+                return Opened::open(target);
             }
         }
     }

@@ -1,30 +1,39 @@
 //! From messages to transactions: what each message does, and the judgement of each row.
 
+mod prepared;
+
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::{NodeId, PgTimestamp};
 use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
+use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::report::Conflicts;
+use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
+use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::RowChange;
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
-use crate::postgres::{two_phase, worker};
+use crate::postgres::worker;
 use crate::shared_state::{self, layout};
 
 /// Who wants to know how far the stream is.
 pub(super) trait Progress {
     /// A remote transaction ending at `remote_end` is the local one whose commit record ends at `local_end`.
     fn committed(&mut self, remote_end: u64, local_end: u64);
-    /// Everything before this position of the provider has been dealt with.
+    /// Everything before this position of the provider has been dealt with, and nothing was committed for it.
     fn received(&mut self, position: u64);
+    /// Somebody waits for the provider to hear of what is done up to here.
+    fn asked(&mut self);
+    /// Whether the provider's commits wait for this subscription.
+    fn synchronous(&mut self, synchronous: bool);
 }
 
 /// What ends the applier, PostgreSQL's own errors apart.
@@ -41,9 +50,13 @@ pub(super) enum Failure {
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
     #[error(transparent)]
+    Empty(#[from] subscription_tables::EmptyError),
+    #[error(transparent)]
     Truncate(#[from] TruncateError),
     #[error(transparent)]
     Spool(#[from] crate::durable::Error),
+    #[error("{0}")]
+    Positions(String),
     /// Only of prepared transactions, which are then kept until they commit.
     #[error("{0}")]
     NotBeforeCommit(String),
@@ -59,10 +72,14 @@ struct Open {
     end_lsn: u64,
     origin_lsn: u64,
     version: Version,
-    /// Nothing of it is applied: it was already, before a restart.
+    /// Nothing of it is applied: it was already, before a restart, or somebody wants it passed over.
     skip: bool,
     /// It does not commit yet: nothing may depend on when it will.
     tentative: bool,
+    /// Somebody wants it passed over.
+    passed: Option<Passed>,
+    /// With it ends the search for the one that was to be passed over.
+    forget_skip: bool,
     changes: u64,
 }
 
@@ -87,6 +104,7 @@ pub(super) struct Apply {
     number: u64,
     checked: u64,
     tables: Tables,
+    skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
     /// How far the provider had applied the others, as the stream told.
@@ -118,6 +136,7 @@ impl Apply {
             number: 0,
             checked: 0,
             tables: Tables::new(subscription.id),
+            skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
             seen,
@@ -142,10 +161,11 @@ impl Apply {
     pub(super) fn where_it_stands(&self) -> String {
         match &self.open {
             Some(open) => format!(
-                " (transaction {} of node {}, ending at {})",
+                " (transaction {} of node {}, ending at {}; {})",
                 open.xid,
                 open.version.origin,
-                pg_ha_model::Lsn(open.end_lsn)
+                pg_ha_model::Lsn(open.end_lsn),
+                self.skip.advice(open.end_lsn)
             ),
             None => String::new(),
         }
@@ -193,8 +213,10 @@ impl Apply {
     }
 
     /// Whether the open transaction was applied before.
-    pub(super) fn skips(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.skip)
+    pub(super) fn was_applied(&self) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|open| open.skip && open.passed.is_none())
     }
 
     fn message(&mut self, message: &Message<'_>, progress: &mut dyn Progress) -> Result<(), Failure> {
@@ -213,7 +235,7 @@ impl Apply {
                 });
             }
             Message::Begin(begin) => self.begin(begin)?,
-            Message::Commit(commit) => self.commit(commit, progress),
+            Message::Commit(commit) => self.commit(commit, progress)?,
             Message::Relation(relation) => self.tables.describe(relation),
             Message::Insert(insert) => {
                 self.row(
@@ -241,8 +263,8 @@ impl Apply {
             Message::Logical(logical) => {
                 if logical.transactional {
                     self.told(logical)?;
-                } else if self.open.is_none() {
-                    progress.received(logical.lsn.0);
+                } else {
+                    self.told_at_once(logical, progress);
                 }
             }
             // They do not pass the check.
@@ -255,6 +277,18 @@ impl Apply {
             | Message::RollbackPrepared(_) => {}
         }
         Ok(())
+    }
+
+    /// A message that belongs to no transaction.
+    fn told_at_once(&self, logical: &Logical<'_>, progress: &mut dyn Progress) {
+        if self.open.is_none() {
+            progress.received(logical.lsn.0);
+        }
+        if logical.prefix == SYNCHRONOUS_MESSAGE {
+            progress.synchronous(logical.content == b"on");
+        } else {
+            progress.asked();
+        }
     }
 
     /// A message of the transaction that is being applied.
@@ -289,12 +323,24 @@ impl Apply {
 
     fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
         self.learn(begin)?;
-        let skip = begin.origin_lsn.0 <= self.progress;
+        let applied = begin.origin_lsn.0 <= self.progress;
+        let verdict = if applied {
+            Verdict::Apply
+        } else {
+            self.skip.judge(begin)
+        };
+        let passed = (verdict == Verdict::PassOver).then(|| Passed::new(begin));
+        let skip = applied || passed.is_some();
         if !skip {
             apply::begin();
             self.stamp.mark_changes();
         }
-        self.open = Some(opened(begin, skip));
+        self.open = Some(Open {
+            skip,
+            passed,
+            forget_skip: verdict == Verdict::ApplyAndForget,
+            ..opened(begin)
+        });
         Ok(())
     }
 
@@ -310,116 +356,49 @@ impl Apply {
         Ok(())
     }
 
-    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) {
-        let Some(open) = self.open.take() else { return };
+    fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
-        if open.skip {
+        // While this can fail the transaction is there to be told of.
+        match &self.open {
+            Some(open) if open.passed.is_some() => self.skip.begin_in_its_place()?,
+            Some(open) if open.forget_skip => self.skip.forget()?,
+            _ => {}
+        }
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        if open.skip && open.passed.is_none() {
             progress.received(commit.end_lsn.0);
-            return;
+            return Ok(());
         }
         let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
         if core::mem::take(&mut self.asked_to_copy) {
             shared_state::catalog_changed();
         }
+        match &open.passed {
+            Some(passed) => self.skip.done(passed),
+            None if open.forget_skip => self.skip.outrun(),
+            None => {}
+        }
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
-        progress.committed(open.end_lsn, local_end);
-    }
-
-    /// Begins a prepared transaction, which does not commit yet. `again`: it has been begun before and failed.
-    pub(super) fn begin_tentative(&mut self, begin: &Begin<'_>, again: bool) -> Result<(), Failure> {
-        self.start_frame(again);
-        if !again {
-            self.check.begin_prepared(begin)?;
+        match local_end {
+            Some(local_end) => progress.committed(open.end_lsn, local_end),
+            None => progress.received(open.end_lsn),
         }
-        self.learn(begin)?;
-        apply::begin();
-        self.stamp.mark_changes();
-        self.open = Some(Open {
-            tentative: true,
-            ..opened(begin, false)
-        });
         Ok(())
     }
 
-    /// Gives the transaction up that was begun so.
-    pub(super) fn give_up(&mut self) {
-        apply::abort();
-        self.forget_open_transaction();
-        self.check.give_up();
-    }
-
-    /// Prepares it under this name.
-    pub(super) fn prepare(&mut self, gid: &str, progress: &mut dyn Progress) {
-        let Some(open) = self.open.take() else { return };
-        self.check.give_up();
-        self.tables.close();
-        two_phase::prepare(self.stamp, open.origin_lsn, open.version.timestamp.0, gid);
-        self.passed(&open, progress);
-    }
-
-    /// Runs work in a local transaction, which commits with everything up to the end of a remote one counted as done.
-    pub(super) fn instead_of(
-        &mut self,
-        begin: &Begin<'_>,
-        progress: &mut dyn Progress,
-        work: impl FnOnce() -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        self.learn(begin)?;
-        apply::begin();
-        self.stamp.mark_changes();
-        work()?;
-        let open = opened(begin, false);
-        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
-        self.progress = self.progress.max(open.origin_lsn);
-        progress.committed(open.end_lsn, local_end);
-        Ok(())
-    }
-
-    /// Commits or rolls back what was prepared under this name; `begin` has the positions and the time of that.
-    pub(super) fn finish(
-        &mut self,
-        gid: &str,
-        begin: &Begin<'_>,
-        commits: bool,
-        progress: &mut dyn Progress,
-    ) -> Result<(), Failure> {
-        self.learn(begin)?;
-        let open = opened(begin, false);
-        two_phase::finish(
-            self.stamp,
-            open.origin_lsn,
-            open.version.timestamp.0,
-            gid,
-            commits,
-        );
-        if commits {
-            self.place.transactions.fetch_add(1, Relaxed);
-            self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
+    fn count_passed(&mut self) {
+        if let Some(passed) = self.open.as_mut().and_then(|open| open.passed.as_mut()) {
+            passed.changes += 1;
         }
-        self.passed(&open, progress);
-        Ok(())
-    }
-
-    /// Everything up to the end of this transaction is done, durably.
-    fn passed(&mut self, open: &Open, progress: &mut dyn Progress) {
-        self.progress = self.progress.max(open.origin_lsn);
-        progress.committed(open.end_lsn, 0);
-    }
-
-    /// Whether a transaction that ends there was applied before a restart.
-    pub(super) fn is_behind(&self, begin: &Begin<'_>) -> bool {
-        begin.origin_lsn.0 <= self.progress
-    }
-
-    /// The node whose transactions come.
-    pub(super) fn provider(&self) -> NodeId {
-        self.provider
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
+        self.count_passed();
         let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
             return Ok(());
         };
@@ -457,7 +436,7 @@ impl Apply {
             &targets,
             truncate.flags & Truncate::CASCADE != 0,
             truncate.flags & Truncate::RESTART_SEQS != 0,
-        );
+        )?;
         Ok(())
     }
 
@@ -467,6 +446,7 @@ impl Apply {
         operation: Operation,
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
+        self.count_passed();
         let Some(open) = &mut self.open else { return Ok(()) };
         if open.skip {
             return Ok(());
@@ -527,7 +507,7 @@ impl Apply {
     }
 }
 
-fn opened(begin: &Begin<'_>, skip: bool) -> Open {
+fn opened(begin: &Begin<'_>) -> Open {
     Open {
         xid: begin.xid,
         end_lsn: begin.end_lsn.0,
@@ -536,8 +516,10 @@ fn opened(begin: &Begin<'_>, skip: bool) -> Open {
             timestamp: begin.commit_ts,
             origin: begin.origin,
         },
-        skip,
+        skip: false,
         tentative: false,
+        passed: None,
+        forget_skip: false,
         changes: 0,
     }
 }

@@ -115,6 +115,12 @@ mod tag {
     pub(super) const ROLLBACK_PREPARED: u8 = b'r';
 }
 
+/// Whether a frame is a chunk of a transaction in progress.
+#[inline]
+pub fn is_chunk(frame: &[u8]) -> bool {
+    frame.first() == Some(&tag::STREAM_START)
+}
+
 /// Whether a frame is about transactions in progress or prepared: a chunk of one, or the end of some.
 #[inline]
 pub fn is_streamed(frame: &[u8]) -> bool {
