@@ -6,30 +6,40 @@
 //! then begins, in which whole transactions describe their tables again.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pg_ha_model::Lsn;
 use pg_ha_replication::codec::{self, EncodeError};
+use pg_ha_replication::forwarding::Route;
 
 use super::relation::Published;
 use super::{Session, Transaction};
 
 /// All of a session.
 pub(super) struct Streams {
-    /// Those of which something has been sent, by transaction id, and how they have described tables: by the tables'
-    /// numbers in the stream.
-    open: HashMap<u32, HashMap<u32, u64>>,
+    /// Those of which something has been sent, by transaction id.
+    open: HashMap<u32, Stream>,
     chunk: Option<Chunk>,
     era: u64,
     /// How many descriptions of tables have got a number.
     numbered: u64,
 }
 
+/// One of which something has been sent.
+struct Stream {
+    /// How it has described tables: by the tables' numbers in the stream.
+    announced: HashMap<u32, u64>,
+    /// By the origin of its first change: an applier marks its changes with the origin of all of them.
+    route: Rc<Route>,
+}
+
 /// The transaction whose changes are coming.
-#[derive(Clone, Copy)]
 struct Chunk {
     xid: u32,
     /// The subtransaction that the current change belongs to.
     subxid: u32,
+    /// What the origin of the current change means.
+    route: Rc<Route>,
     /// The subtransaction that the frame last named; None: it has not begun with this chunk.
     named: Option<u32>,
 }
@@ -48,6 +58,13 @@ impl Streams {
         self.chunk.is_some()
     }
 
+    /// Whether the current change is wanted, by its origin.
+    pub(super) fn wants_change(&self) -> bool {
+        self.chunk
+            .as_ref()
+            .is_some_and(|chunk| *chunk.route != Route::Withheld)
+    }
+
     /// Grows when descriptions of tables may have lost their meaning to the subscriber.
     pub(super) fn era(&self) -> u64 {
         self.era
@@ -55,14 +72,15 @@ impl Streams {
 
     /// Whether the transaction has to describe a table before its next change of it; notes that it does.
     pub(super) fn announces(&mut self, table: &mut Published) -> bool {
-        let Some(chunk) = self.chunk else { return true };
+        let Some(chunk) = &self.chunk else { return true };
         if table.number == 0 {
             self.numbered += 1;
             table.number = self.numbered;
         }
         let description = table.shape.unwrap_or(table.number);
-        let announced = self.open.entry(chunk.xid).or_default();
-        announced.insert(table.id, description) != Some(description)
+        self.open
+            .get_mut(&chunk.xid)
+            .is_none_or(|stream| stream.announced.insert(table.id, description) != Some(description))
     }
 }
 
@@ -72,14 +90,27 @@ impl Session {
         self.streams.chunk = Some(Chunk {
             xid,
             subxid: xid,
+            route: Rc::new(Route::AsOwn),
             named: None,
         });
     }
 
-    /// The next change belongs to this subtransaction of the transaction in progress.
-    pub(crate) fn in_subtransaction(&mut self, subxid: u32) {
+    /// The next change belongs to this subtransaction of the transaction in progress, and bears this origin, 0 for the
+    /// local node's own. `name` reads an origin's name from the catalog.
+    pub(crate) fn in_subtransaction(
+        &mut self,
+        subxid: u32,
+        origin: u16,
+        name: impl Fn(u16) -> Option<String>,
+    ) {
+        let route = (origin != 0).then(|| self.forward.route(origin, name));
         if let Some(chunk) = &mut self.streams.chunk {
             chunk.subxid = subxid;
+            match route {
+                Some(route) => chunk.route = route,
+                None if *chunk.route != Route::AsOwn => chunk.route = Rc::new(Route::AsOwn),
+                None => {}
+            }
         }
     }
 
@@ -105,7 +136,11 @@ impl Session {
             xid: chunk.xid,
             subxid: chunk.subxid,
         };
-        self.streams.open.entry(start.xid).or_default();
+        let route = &chunk.route;
+        self.streams.open.entry(start.xid).or_insert_with(|| Stream {
+            announced: HashMap::new(),
+            route: Rc::clone(route),
+        });
         self.encoder.stream_start(start)
     }
 
@@ -126,21 +161,36 @@ impl Session {
         Ok(self.frame_is_full())
     }
 
-    /// A transaction has committed; true if anything of it was sent.
+    /// A transaction has committed; true if there is something to send.
     pub(crate) fn stream_commit(&mut self, transaction: &Transaction) -> Result<bool, EncodeError> {
-        let Some(announced) = self.streams.open.remove(&transaction.xid) else {
+        let Some(stream) = self.streams.open.remove(&transaction.xid) else {
+            self.saw_applied(transaction);
             return Ok(false);
         };
-        if !announced.is_empty() {
+        if transaction.origin != 0 && *stream.route == Route::AsOwn {
+            // Its changes looked like the local node's own, and its commit says that they are not.
+            self.saw_applied(transaction);
+            let xid = transaction.xid;
+            self.encoder.stream_abort(codec::StreamAbort { xid })?;
+            return Ok(true);
+        }
+        if !stream.announced.is_empty() {
             self.begin_era();
         }
         let seen = self.take_unsent();
         let commit = codec::StreamCommit {
-            begin: self.begin_of(transaction, &seen),
+            begin: self.begin_of(transaction, &stream.route, &seen),
             wal_end: Lsn(crate::postgres::flushed_wal()),
         };
         self.encoder.stream_commit(&commit)?;
         Ok(true)
+    }
+
+    /// One that came from another origin and is not sent.
+    fn saw_applied(&mut self, transaction: &Transaction) {
+        if transaction.origin != 0 {
+            self.saw_commit(transaction);
+        }
     }
 
     /// A transaction was prepared, also one of which nothing was sent.
@@ -149,7 +199,7 @@ impl Session {
         self.streams.open.remove(&transaction.xid);
         self.begin_era();
         let seen = self.take_unsent();
-        let begin = self.begin_of(transaction, &seen);
+        let begin = self.begin_of(transaction, &Route::AsOwn, &seen);
         self.encoder.prepare(&codec::Prepare { gid, begin })
     }
 
@@ -164,7 +214,7 @@ impl Session {
         let seen = self.take_unsent();
         let commit = codec::CommitPrepared {
             gid,
-            begin: self.begin_of(transaction, &seen),
+            begin: self.begin_of(transaction, &Route::AsOwn, &seen),
             wal_end: Lsn(crate::postgres::flushed_wal()),
         };
         self.encoder.commit_prepared(&commit)

@@ -113,12 +113,14 @@ unsafe extern "C-unwind" fn begin(
         let plugin = plugin(ctx);
         send_waiting(ctx, plugin);
         plugin.session.learn_origins(|origin| Origin(origin).name());
-        plugin.session.begin(transaction(txn));
+        plugin
+            .session
+            .begin(transaction(txn), |origin| Origin(origin).name());
     }
 }
 
 /// # Safety
-/// `txn` is a transaction whose commit is being replayed.
+/// `txn` is a transaction whose commit is being replayed, or which has been prepared.
 unsafe fn transaction(txn: *mut pg_sys::ReorderBufferTXN) -> Transaction {
     // SAFETY: the caller's promise.
     unsafe {
@@ -127,6 +129,8 @@ unsafe fn transaction(txn: *mut pg_sys::ReorderBufferTXN) -> Transaction {
             commit_lsn: (*txn).final_lsn,
             end_lsn: (*txn).end_lsn,
             commit_ts: version::commit_time(txn),
+            origin: (*txn).origin_id,
+            origin_lsn: (*txn).origin_lsn,
         }
     }
 }
@@ -142,6 +146,10 @@ unsafe extern "C-unwind" fn change(
     // SAFETY: a live context, an open relation, a change of it; memory is the plugin's own scratch context.
     unsafe {
         let plugin = plugin(ctx);
+        if !plugin.session.wants_transaction() {
+            plugin.passed_over(ctx);
+            return;
+        }
         plugin.forget_invalidated();
         let oid = (*relation).rd_id;
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
@@ -212,11 +220,10 @@ unsafe extern "C-unwind" fn change(
         if plugin.session.frame_is_full() {
             send(ctx, &mut plugin.session, false);
         }
-        plugin.silent = if sent { 0 } else { plugin.silent + 1 };
-        if plugin.silent >= 100 {
-            // A long transaction of which nothing is sent must not let the other side time out.
+        if sent {
             plugin.silent = 0;
-            pg_sys::OutputPluginUpdateProgress(ctx, false);
+        } else {
+            plugin.passed_over(ctx);
         }
     }
 }
@@ -232,6 +239,9 @@ unsafe extern "C-unwind" fn truncate(
     // SAFETY: a live context, `count` open relations, a truncate change.
     unsafe {
         let plugin = plugin(ctx);
+        if !plugin.session.wants_transaction() {
+            return;
+        }
         plugin.forget_invalidated();
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         let relations: Vec<pg_sys::Relation> =
@@ -293,6 +303,9 @@ unsafe extern "C-unwind" fn message(
     // SAFETY: a live context; the prefix is nul-terminated, the content has `size` bytes.
     unsafe {
         let plugin = plugin(ctx);
+        if transactional && !plugin.session.wants_transaction() {
+            return;
+        }
         if txn.is_null() {
             send_waiting(ctx, plugin);
         }
@@ -319,9 +332,13 @@ unsafe extern "C-unwind" fn filter_by_origin(
             return false;
         }
         // Slots are made with a context that has no session yet.
-        if !(*ctx).output_plugin_private.is_null()
-            && let Some(position) = applied_origin_position((*ctx).reader)
-        {
+        if (*ctx).output_plugin_private.is_null() {
+            return true;
+        }
+        if !plugin(ctx).session.withholds(origin) {
+            return false;
+        }
+        if let Some(position) = applied_origin_position((*ctx).reader) {
             plugin(ctx).session.saw(origin, position);
         }
         true
@@ -358,6 +375,19 @@ unsafe fn applied_origin_position(reader: *mut pg_sys::XLogReaderState) -> Optio
 const RM_XACT_ID: u32 = 1;
 
 impl Plugin {
+    /// A change of which nothing is sent. A long transaction of such must not let the other side time out.
+    ///
+    /// # Safety
+    /// In a callback of `ctx` that may write.
+    unsafe fn passed_over(&mut self, ctx: *mut pg_sys::LogicalDecodingContext) {
+        self.silent += 1;
+        if self.silent >= 100 {
+            self.silent = 0;
+            // SAFETY: the caller's promise.
+            unsafe { pg_sys::OutputPluginUpdateProgress(ctx, false) };
+        }
+    }
+
     /// Drops what the relation cache said has changed, so that it is described and announced again.
     fn forget_invalidated(&mut self) {
         match invalidation::take() {

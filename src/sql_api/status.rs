@@ -179,7 +179,9 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.retries),
                 ],
                 workers: ([receiver_pid, applier_pid].iter().flatten().count()
-                    + copies::of(place.id.load(Acquire)).count()) as i32,
+                    + copies::of(place.id.load(Acquire))
+                        .filter(|copy| copy.leads())
+                        .count()) as i32,
                 spool: [
                     count(&place.spool_transactions),
                     count(&place.spool_memory),

@@ -9,6 +9,7 @@
 //! and so is a large one that came while it was in progress, from the spool. For one that came whole in many messages,
 //! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
+mod counts;
 mod delay;
 mod gates;
 mod positions;
@@ -18,6 +19,7 @@ mod skip;
 mod spool;
 pub(super) mod tables;
 pub(super) mod transaction;
+mod ways;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -30,10 +32,12 @@ use pgrx::prelude::*;
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
 use crate::durable::seen as seen_file;
+use crate::postgres::apply::table::Look;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, apply, latch};
+use crate::settings;
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_ASKED, KIND_DATA};
 use delay::Delay;
@@ -44,6 +48,9 @@ use transaction::{Apply, Failure};
 
 /// Shortest time between two writings of what the provider had seen.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two looks for what need not be remembered any more.
+const FORGET_PAUSE: Duration = Duration::from_secs(10);
 
 /// Times a transaction is tried again after a passing error before the stream starts over.
 const RETRIES: u32 = 5;
@@ -147,15 +154,22 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
     let mut positions = Positions::new(place, origin, start);
     postgres::apply::acting::run_as(subscription.options.run_as());
+    let mut leaps = Leaps::default();
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
     let mut spool = Spool::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
+    let mut forgot = saved;
     loop {
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.applied(), apply.tables())?;
+            if forgot.elapsed() >= FORGET_PAUSE {
+                forgot = Instant::now();
+                let retention = settings::duplicate_retention().as_micros() as i64;
+                apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+            }
         }
         match queue.take() {
             Taken::Message(message) => {
@@ -174,7 +188,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     }
                     delay.over();
                 }
-                take(&mut apply, &mut spool, &mut positions, message)?;
+                take(&mut apply, &mut spool, &mut positions, &mut leaps, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
                     published = Instant::now();
@@ -215,6 +229,7 @@ fn take(
     apply: &mut Apply,
     spool: &mut Spool,
     positions: &mut Positions,
+    leaps: &mut Leaps,
     message: &[u8],
 ) -> Result<(), String> {
     let Some((head, payload)) = message.split_at_checked(HEADER) else {
@@ -233,35 +248,52 @@ fn take(
         return Ok(());
     }
     if is_streamed(payload) {
-        return spool.frame(payload, apply, positions);
+        return spool.frame(payload, apply, positions, leaps);
     }
-    attempt(apply, positions, |apply, again, positions| {
-        apply.frame(payload, again, positions)
+    attempt(apply, positions, leaps, |apply, again, look, positions| {
+        apply.frame(payload, again, look, positions)
     })
 }
 
 /// Applies what `work` brings; again, if it is all of a transaction and met an error that another attempt may not meet.
-/// `work` is told whether it is another attempt.
+/// `work` is told whether it is another attempt, and how inserts go about it.
 fn attempt(
     apply: &mut Apply,
     positions: &mut Positions,
-    mut work: impl FnMut(&mut Apply, bool, &mut Positions) -> Result<(), Failure>,
+    leaps: &mut Leaps,
+    mut work: impl FnMut(&mut Apply, bool, Look, &mut Positions) -> Result<(), Failure>,
 ) -> Result<(), String> {
     let mut attempt = 0;
+    let mut again = false;
+    // Only what can be tried again may go without a look.
+    let mut look = if apply.in_transaction() {
+        Look::First
+    } else {
+        leaps.next()
+    };
     loop {
         let whole = !apply.in_transaction();
-        match worker::catch(|| work(apply, attempt > 0, positions)) {
+        match worker::catch(|| work(apply, again, look, positions)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();
                 return Err(told(&error.to_string(), apply));
             }
+            Err(caught)
+                if look == Look::Never && caught.sqlstate == PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION =>
+            {
+                leaps.missed();
+                look = Look::First;
+                again = true;
+                apply::failed_value::take();
+                apply.forget_open_transaction();
+            }
             Err(caught) => {
-                let again = whole && attempt < RETRIES && passing(&caught);
-                if !again {
+                if !whole || attempt >= RETRIES || !passing(&caught) {
                     return Err(told(&caught.describe(), apply));
                 }
                 attempt += 1;
+                again = true;
                 apply::failed_value::take();
                 positions.place().retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
@@ -284,6 +316,30 @@ fn told(error: &str, stream: &Apply) -> String {
         None => String::new(),
     };
     format!("{shown}{value}{}", stream.where_it_stands())
+}
+
+/// Inserts without a look, as long as that goes well.
+#[derive(Default)]
+struct Leaps {
+    /// So many transactions look first.
+    careful: u32,
+}
+
+impl Leaps {
+    /// Where one insert found its row to be there, others will: each costs an aborted transaction.
+    const CAREFUL: u32 = 1000;
+
+    fn next(&mut self) -> Look {
+        if self.careful == 0 {
+            return Look::Never;
+        }
+        self.careful -= 1;
+        Look::First
+    }
+
+    fn missed(&mut self) {
+        self.careful = Self::CAREFUL;
+    }
 }
 
 /// Errors that another attempt may not meet: deadlock, serialization, a unique key that a local transaction took

@@ -418,8 +418,15 @@ fn crash(stage: &Stage) -> Result<()> {
         (
             "the applier was killed",
             Box::new(|| {
+                let pid = "SELECT max(pid) FROM pg_stat_activity WHERE backend_type = 'pg_ha applier'";
+                let before = two.text("postgres", pid)?;
                 two.kill_backend("pg_ha applier")?;
-                two.wait_accepting()
+                // The server restarts with it, and accepts nobody meanwhile.
+                wait::until("another applier runs", PATIENCE, || {
+                    let now = two.text("postgres", pid).unwrap_or_default();
+                    Ok(Probe::when(!now.is_empty() && now != before, now))
+                })?;
+                Ok(())
             }),
         ),
         (

@@ -53,6 +53,15 @@ unsafe fn gid<'a>(txn: *mut pg_sys::ReorderBufferTXN) -> Cow<'a, str> {
     unsafe { CStr::from_ptr((*txn).gid) }.to_string_lossy()
 }
 
+/// Prepared by something else that applies changes of others, under their origin: nothing of it is sent.
+///
+/// # Safety
+/// `txn` is a prepared transaction.
+unsafe fn came_from_elsewhere(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*txn).origin_id != 0 }
+}
+
 /// True: this one comes when it commits. What this node has prepared for another does.
 #[pg_guard]
 unsafe extern "C-unwind" fn filter_prepare(
@@ -92,6 +101,9 @@ unsafe extern "C-unwind" fn prepare(
     unsafe {
         let plugin = plugin(ctx);
         plugin.session.stop_chunk();
+        if came_from_elsewhere(txn) {
+            return;
+        }
         written(plugin.session.greet());
         send_waiting(ctx, plugin);
         plugin.session.learn_origins(|_| None);
@@ -110,6 +122,9 @@ unsafe extern "C-unwind" fn commit_prepared(
     // SAFETY: a live context in which a write is allowed; there is no snapshot, so that no name can be looked up.
     unsafe {
         let plugin = plugin(ctx);
+        if came_from_elsewhere(txn) {
+            return;
+        }
         written(plugin.session.greet());
         send_waiting(ctx, plugin);
         plugin.session.learn_origins(|_| None);
@@ -129,6 +144,9 @@ unsafe extern "C-unwind" fn rollback_prepared(
     // SAFETY: a live context in which a write is allowed.
     unsafe {
         let plugin = plugin(ctx);
+        if came_from_elsewhere(txn) {
+            return;
+        }
         written(plugin.session.greet());
         send_waiting(ctx, plugin);
         written(plugin.session.rollback_prepared(&gid(txn), &transaction(txn)));

@@ -91,8 +91,10 @@ unsafe extern "C-unwind" fn stream_change(
 ) {
     // SAFETY: a live context; a change knows the subtransaction that made it.
     unsafe {
-        let subtransaction = (*(*what).txn).xid;
-        plugin(ctx).session.in_subtransaction(subtransaction.into());
+        let (subtransaction, origin) = ((*(*what).txn).xid, (*what).origin_id);
+        plugin(ctx)
+            .session
+            .in_subtransaction(subtransaction.into(), origin, |origin| Origin(origin).name());
         change(ctx, txn, relation, what);
     }
 }
@@ -107,8 +109,10 @@ unsafe extern "C-unwind" fn stream_truncate(
 ) {
     // SAFETY: as in `stream_change`.
     unsafe {
-        let subtransaction = (*(*what).txn).xid;
-        plugin(ctx).session.in_subtransaction(subtransaction.into());
+        let (subtransaction, origin) = ((*(*what).txn).xid, (*what).origin_id);
+        plugin(ctx)
+            .session
+            .in_subtransaction(subtransaction.into(), origin, |origin| Origin(origin).name());
         truncate(ctx, txn, count, relations, what);
     }
 }
@@ -130,7 +134,10 @@ unsafe extern "C-unwind" fn stream_message(
             pg_sys::InvalidTransactionId => (*txn).xid,
             alive => alive,
         };
-        plugin(ctx).session.in_subtransaction(subtransaction.into());
+        // A message bears no origin; pg_ha's own are written by the local node.
+        plugin(ctx)
+            .session
+            .in_subtransaction(subtransaction.into(), 0, |_| None);
         message(ctx, txn, lsn, transactional, prefix, size, content);
     }
 }

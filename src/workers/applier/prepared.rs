@@ -12,7 +12,7 @@ use pg_ha_replication::codec::{Begin, CommitPrepared, List, Message, Prepare, Ro
 
 use super::spool::{Held, Spool, chunk};
 use super::transaction::{Apply, Failure};
-use super::{Positions, attempt};
+use super::{Leaps, Positions, attempt};
 use crate::catalog::prepared::{self as catalog, Found};
 use crate::postgres::two_phase::gid_prefix;
 use crate::postgres::worker;
@@ -39,19 +39,20 @@ impl Spool {
         prepare: &Prepare<'_>,
         apply: &mut Apply,
         positions: &mut Positions,
+        leaps: &mut Leaps,
     ) -> Result<(), String> {
         let (id, xid) = (self.subscription_id, prepare.begin.xid);
         let local_gid = self.local_gid(xid, prepare.gid);
         let (held, aborted) = self.take(xid).unwrap_or_default();
         if read(|| catalog::find(id, xid, &local_gid))? != Found::Nothing {
             // Before a restart. It is durable already.
-            return attempt(apply, positions, |apply, _, positions| {
+            return attempt(apply, positions, leaps, |apply, _, _, positions| {
                 apply.instead_of(&prepare.begin, positions, || Ok(()))
             });
         }
         if apply.passes_over(&prepare.begin) {
             // Nothing of it is to come when it commits.
-            return attempt(apply, positions, |apply, _, positions| {
+            return attempt(apply, positions, leaps, |apply, _, _, positions| {
                 apply.pass_over(&prepare.begin, positions, || {
                     let (nothing, none) = (Held::default(), HashSet::new());
                     keep(id, prepare, "ha.sub_skip_lsn named it", &nothing, &none)
@@ -60,11 +61,14 @@ impl Spool {
         }
         let reason = if held.is_empty() {
             Some("nothing of it is replicated".to_owned())
+        } else if apply.shares(&prepare.begin) {
+            // Which of them brings it first shows at the commit.
+            Some("it may come by another subscription too".to_owned())
         } else {
-            tentatively(prepare, &local_gid, &held, &aborted, apply, positions)?
+            tentatively(prepare, &local_gid, &held, &aborted, apply, positions, leaps)?
         };
         let Some(reason) = reason else { return Ok(()) };
-        attempt(apply, positions, |apply, _, positions| {
+        attempt(apply, positions, leaps, |apply, _, _, positions| {
             apply.instead_of(&prepare.begin, positions, || {
                 keep(id, prepare, &reason, &held, &aborted)
             })
@@ -76,29 +80,30 @@ impl Spool {
         commit: &CommitPrepared<'_>,
         apply: &mut Apply,
         positions: &mut Positions,
+        leaps: &mut Leaps,
     ) -> Result<(), String> {
         let (id, xid) = (self.subscription_id, commit.begin.xid);
         let local_gid = self.local_gid(xid, commit.gid);
         let found = read(|| catalog::find(id, xid, &local_gid))?;
         match found {
             Found::Prepared if apply.passes_over(&commit.begin) => {
-                attempt(apply, positions, |apply, _, positions| {
+                attempt(apply, positions, leaps, |apply, _, _, positions| {
                     apply.finish(&local_gid, &commit.begin, false, positions)?;
                     apply.pass_over(&commit.begin, positions, || Ok(()))
                 })
             }
             Found::Kept(_) if apply.passes_over(&commit.begin) => {
-                attempt(apply, positions, |apply, _, positions| {
+                attempt(apply, positions, leaps, |apply, _, _, positions| {
                     apply.pass_over(&commit.begin, positions, || forget(id, xid))
                 })
             }
-            Found::Prepared => attempt(apply, positions, |apply, _, positions| {
+            Found::Prepared => attempt(apply, positions, leaps, |apply, _, _, positions| {
                 apply.finish(&local_gid, &commit.begin, true, positions)
             }),
             Found::Kept(aborted) => {
                 let aborted: HashSet<u32> = aborted.into_iter().collect();
-                attempt(apply, positions, |apply, again, positions| {
-                    apply.start_frame(again);
+                attempt(apply, positions, leaps, |apply, again, look, positions| {
+                    apply.start_frame(again, look);
                     apply.next(&Message::Begin(commit.begin), positions)?;
                     if !apply.was_applied() {
                         play_kept(id, xid, &aborted, apply, positions)?;
@@ -124,6 +129,7 @@ impl Spool {
         rollback: &RollbackPrepared<'_>,
         apply: &mut Apply,
         positions: &mut Positions,
+        leaps: &mut Leaps,
     ) -> Result<(), String> {
         let (id, xid) = (self.subscription_id, rollback.xid);
         let local_gid = self.local_gid(xid, rollback.gid);
@@ -135,9 +141,11 @@ impl Spool {
             commit_ts: PgTimestamp(crate::postgres::now()),
             origin: apply.provider(),
             origin_lsn: rollback.end_lsn,
+            lane: 0,
+            via: List::from(&[][..]),
             seen: List::from(&[][..]),
         };
-        attempt(apply, positions, |apply, _, positions| match found {
+        attempt(apply, positions, leaps, |apply, _, _, positions| match found {
             Found::Prepared => apply.finish(&local_gid, &end, false, positions),
             Found::Kept(_) => apply.instead_of(&end, positions, || forget(id, xid)),
             // It was never sent, or that was before a restart.
@@ -154,10 +162,11 @@ fn tentatively(
     aborted: &HashSet<u32>,
     apply: &mut Apply,
     positions: &mut Positions,
+    leaps: &mut Leaps,
 ) -> Result<Option<String>, String> {
     let mut refused = None;
-    attempt(apply, positions, |apply, again, positions| {
-        apply.begin_tentative(&prepare.begin, again)?;
+    attempt(apply, positions, leaps, |apply, again, look, positions| {
+        apply.begin_tentative(&prepare.begin, again, look)?;
         match held.play(aborted, apply, positions) {
             Ok(()) => apply.prepare(local_gid, positions),
             Err(Failure::NotBeforeCommit(reason)) => {

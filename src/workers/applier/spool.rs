@@ -13,7 +13,7 @@ use pg_ha_replication::codec::{CodecError, Decoder, Message, StreamCommit};
 use pg_ha_replication::spool::{Ledger, Limits, Step, Unknown};
 
 use super::transaction::{Apply, Failure};
-use super::{Positions, attempt};
+use super::{Leaps, Positions, attempt};
 use crate::durable::spool::SpoolFile;
 use crate::postgres::worker;
 use crate::settings;
@@ -54,6 +54,7 @@ impl Spool {
         frame: &[u8],
         apply: &mut Apply,
         positions: &mut Positions,
+        leaps: &mut Leaps,
     ) -> Result<(), String> {
         if apply.in_transaction() {
             return Err(
@@ -76,11 +77,11 @@ impl Spool {
                     self.ledger.ended(abort.xid).map_err(|error| error.to_string())?;
                     self.held.remove(&abort.xid);
                 }
-                Message::StreamCommit(commit) => self.committed(&commit, apply, positions)?,
-                Message::Prepare(prepare) => self.prepared(&prepare, apply, positions)?,
-                Message::CommitPrepared(commit) => self.commit_prepared(&commit, apply, positions)?,
+                Message::StreamCommit(commit) => self.committed(&commit, apply, positions, leaps)?,
+                Message::Prepare(prepare) => self.prepared(&prepare, apply, positions, leaps)?,
+                Message::CommitPrepared(commit) => self.commit_prepared(&commit, apply, positions, leaps)?,
                 Message::RollbackPrepared(rollback) => {
-                    self.rollback_prepared(&rollback, apply, positions)?;
+                    self.rollback_prepared(&rollback, apply, positions, leaps)?;
                 }
                 other => {
                     return Err(format!(
@@ -143,13 +144,14 @@ impl Spool {
         commit: &StreamCommit<'_>,
         apply: &mut Apply,
         positions: &mut Positions,
+        leaps: &mut Leaps,
     ) -> Result<(), String> {
         let (held, aborted) = self
             .take(commit.begin.xid)
             .ok_or_else(|| Unknown(commit.begin.xid).to_string())?;
         self.place.set_action("applying a large transaction");
-        let outcome = attempt(apply, positions, |apply, again, positions| {
-            apply.start_frame(again);
+        let outcome = attempt(apply, positions, leaps, |apply, again, look, positions| {
+            apply.start_frame(again, look);
             apply.next(&Message::Begin(commit.begin), positions)?;
             // Applied before a restart, all of it.
             if !apply.was_applied() {

@@ -27,6 +27,7 @@ pub(crate) fn all() -> Result<Vec<(&'static str, Vec<u8>)>, EncodeError> {
         ("empty_transaction", empty_transaction),
         ("transaction_in_progress", transaction_in_progress),
         ("prepared_transaction", prepared_transaction),
+        ("forwarded_transaction", forwarded_transaction),
     ] {
         let mut encoder = Encoder::new();
         write(&mut encoder)?;
@@ -43,6 +44,8 @@ fn begin<'a>(seen: &'a [Seen]) -> Begin<'a> {
         commit_ts: COMMIT.commit_ts,
         origin: NodeId::MAX,
         origin_lsn: COMMIT.end_lsn,
+        lane: 0,
+        via: List::EMPTY,
         seen: List::from(seen),
     }
 }
@@ -227,4 +230,15 @@ fn prepared_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
         xid: 742,
         end_lsn: COMMIT.end_lsn,
     })
+}
+
+fn forwarded_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
+    encoder.begin(&Begin {
+        origin: NodeId::MIN,
+        origin_lsn: Lsn(0x77),
+        lane: 5,
+        via: List::from(&[NodeId::MAX, NodeId::MIN][..]),
+        ..begin(&[])
+    })?;
+    encoder.commit(&COMMIT)
 }

@@ -8,6 +8,7 @@ use pg_ha_replication::codec::Begin;
 use pg_ha_replication::skip::Verdict;
 
 use super::{Apply, Failure, Open, Passed, Progress, opened};
+use crate::postgres::apply::table::Look;
 use crate::postgres::{apply, two_phase};
 
 impl Apply {
@@ -18,7 +19,12 @@ impl Apply {
 
     /// Whether a transaction that ends there was applied before a restart.
     pub(in crate::workers::applier) fn is_behind(&self, begin: &Begin<'_>) -> bool {
-        begin.origin_lsn.0 <= self.progress
+        begin.origin_lsn.0 <= self.lanes.own.progress
+    }
+
+    /// Whether other subscriptions of this node can bring it too.
+    pub(in crate::workers::applier) fn shares(&self, begin: &Begin<'_>) -> bool {
+        self.rivals.share(begin.origin)
     }
 
     /// Whether somebody wants this transaction passed over.
@@ -31,17 +37,19 @@ impl Apply {
         &mut self,
         begin: &Begin<'_>,
         again: bool,
+        look: Look,
     ) -> Result<(), Failure> {
-        self.start_frame(again);
+        self.start_frame(again, look);
         if !again {
             self.check.begin_prepared(begin)?;
         }
-        self.learn(begin)?;
+        let lane = self.learn(begin)?;
+        lane.origin.use_in_session();
         apply::begin();
-        self.stamp.mark_changes();
+        lane.origin.mark_changes();
         self.open = Some(Open {
             tentative: true,
-            ..opened(begin)
+            ..opened(begin, lane)
         });
         Ok(())
     }
@@ -56,10 +64,11 @@ impl Apply {
     /// Prepares it under this name.
     pub(in crate::workers::applier) fn prepare(&mut self, gid: &str, progress: &mut dyn Progress) {
         let Some(open) = &self.open else { return };
+        let stamp = open.lane.origin;
         let (end_lsn, origin_lsn, time) = (open.end_lsn, open.origin_lsn, open.version.timestamp.0);
         self.tables.close();
         // While this can fail the transaction is there to be told of.
-        two_phase::prepare(self.stamp, origin_lsn, time, gid);
+        two_phase::prepare(stamp, origin_lsn, time, gid);
         self.open = None;
         self.check.give_up();
         self.done(end_lsn, origin_lsn, progress);
@@ -72,12 +81,13 @@ impl Apply {
         progress: &mut dyn Progress,
         work: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        self.learn(begin)?;
+        let stamp = self.learn(begin)?.origin;
+        stamp.use_in_session();
         apply::begin();
-        self.stamp.mark_changes();
+        stamp.mark_changes();
         work()?;
-        let local_end = apply::commit(self.stamp, begin.origin_lsn.0, begin.commit_ts.0);
-        self.progress = self.progress.max(begin.origin_lsn.0);
+        let local_end = apply::commit(stamp, begin.origin_lsn.0, begin.commit_ts.0);
+        self.advance(begin.origin_lsn.0);
         match local_end {
             Some(local_end) => progress.committed(begin.end_lsn.0, local_end),
             None => progress.received(begin.end_lsn.0),
@@ -92,12 +102,13 @@ impl Apply {
         progress: &mut dyn Progress,
         work: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        self.learn(begin)?;
+        let stamp = self.learn(begin)?.origin;
+        stamp.use_in_session();
         self.skip.begin_in_its_place()?;
-        self.stamp.mark_changes();
+        stamp.mark_changes();
         work()?;
-        let local_end = apply::commit(self.stamp, begin.origin_lsn.0, begin.commit_ts.0);
-        self.progress = self.progress.max(begin.origin_lsn.0);
+        let local_end = apply::commit(stamp, begin.origin_lsn.0, begin.commit_ts.0);
+        self.advance(begin.origin_lsn.0);
         self.skip.done(&Passed::new(begin));
         match local_end {
             Some(local_end) => progress.committed(begin.end_lsn.0, local_end),
@@ -114,9 +125,10 @@ impl Apply {
         commits: bool,
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
-        self.learn(begin)?;
+        let stamp = self.learn(begin)?.origin;
+        stamp.use_in_session();
         let time = begin.commit_ts.0;
-        two_phase::finish(self.stamp, begin.origin_lsn.0, time, gid, commits);
+        two_phase::finish(stamp, begin.origin_lsn.0, time, gid, commits);
         if commits {
             self.place.transactions.fetch_add(1, Relaxed);
             self.place.applied_commit.store(time, Relaxed);
@@ -125,9 +137,15 @@ impl Apply {
         Ok(())
     }
 
+    /// Prepared transactions are the provider's own: what it prepared for others comes when it commits.
+    fn advance(&mut self, origin_lsn: u64) {
+        let own = &mut self.lanes.own;
+        own.progress = own.progress.max(origin_lsn);
+    }
+
     /// Everything up to the end of this transaction is done, durably.
     fn done(&mut self, end_lsn: u64, origin_lsn: u64, progress: &mut dyn Progress) {
-        self.progress = self.progress.max(origin_lsn);
+        self.advance(origin_lsn);
         progress.committed(end_lsn, 0);
     }
 }
