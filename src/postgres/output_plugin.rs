@@ -17,7 +17,7 @@ use super::error::Report;
 use super::invalidation::{self, Invalidated};
 use super::origin::Origin;
 use super::row_filter::{self, RowFilter, Verdict};
-use super::{publication, values, version};
+use super::{publication, values, version, worker};
 use crate::decoding::relation::Published;
 use crate::decoding::{Change, ColumnForm, Session, Transaction};
 
@@ -80,6 +80,10 @@ unsafe extern "C-unwind" fn startup(
         // The callbacks are there; whether they are called is for the subscriber to say.
         (*ctx).streaming &= session.streaming();
         prepared::agree(ctx, session.two_phase());
+        // Whatever the role's, the database's and the server's own are.
+        for (name, value) in values::CANONICAL {
+            worker::set(name, value);
+        }
         invalidation::register();
         let scratch = pg_sys::AllocSetContextCreateInternal(
             (*ctx).context,
@@ -246,7 +250,7 @@ unsafe extern "C-unwind" fn truncate(
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         let relations: Vec<pg_sys::Relation> =
             (0..count as usize).map(|index| *relations.add(index)).collect();
-        let oids: Vec<u32> = relations
+        let oids: HashSet<u32> = relations
             .iter()
             .map(|relation| (**relation).rd_id.to_u32())
             .collect();

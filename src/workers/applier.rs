@@ -35,6 +35,7 @@ use crate::durable::seen as seen_file;
 use crate::postgres::apply::table::Look;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
+use crate::postgres::values::CANONICAL;
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, apply, latch};
 use crate::settings;
@@ -113,12 +114,13 @@ pub(super) fn settle() {
     worker::set(c"session_replication_role", c"replica");
     // Policies are never applied silently.
     worker::set(c"row_security", c"on");
-    // Names come qualified.
-    worker::set(c"search_path", c"");
-    // Values that come as text are in the form that the provider's session wrote.
-    worker::set(c"datestyle", c"ISO");
-    worker::set(c"intervalstyle", c"postgres");
-    worker::set(c"extra_float_digits", c"3");
+    // Values that come as text mean what the provider's session meant. The time zone is this database's own: values
+    // come with theirs, and it is what defaults and triggers count days by.
+    for (name, value) in CANONICAL {
+        if name != c"timezone" {
+            worker::set(name, value);
+        }
+    }
     // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
     worker::set(c"synchronous_commit", c"off");
     // Nobody is there to answer for a slow statement or an idle transaction.
@@ -285,7 +287,7 @@ fn attempt(
                 leaps.missed();
                 look = Look::First;
                 again = true;
-                apply::failed_value::take();
+                apply::context::take_place();
                 apply.forget_open_transaction();
             }
             Err(caught) => {
@@ -294,7 +296,7 @@ fn attempt(
                 }
                 attempt += 1;
                 again = true;
-                apply::failed_value::take();
+                apply::context::take_place();
                 positions.place().retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
                 latch::wait(Duration::from_millis(10 << attempt));
@@ -311,7 +313,7 @@ fn told(error: &str, stream: &Apply) -> String {
         Some(beginning) if error.len() > LONGEST => format!("{beginning} ..."),
         _ => error.to_owned(),
     };
-    let value = match apply::failed_value::take() {
+    let value = match apply::context::take_place() {
         Some(value) => format!("; {value}"),
         None => String::new(),
     };

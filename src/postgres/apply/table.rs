@@ -57,6 +57,15 @@ pub(crate) enum RowChange<'t, 'a> {
 }
 
 impl<'t, 'a> RowChange<'t, 'a> {
+    /// For messages: "INSERT into" and the like.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            RowChange::Insert(..) => "INSERT into",
+            RowChange::Update(..) => "UPDATE of",
+            RowChange::Delete(..) => "DELETE from",
+        }
+    }
+
     /// The old and the new row, as far as they came.
     pub(crate) fn rows(&self) -> (Option<(OldKind, &'t Tuple<'a>)>, Option<&'t Tuple<'a>>) {
         match *self {
