@@ -91,6 +91,17 @@ impl Origin {
         }
     }
 
+    /// From here to the end of the transaction all that it writes bears the origin: a server that decodes it for others
+    /// sees at once that it is not this node's own. If only the commit bore it, a large transaction would travel back
+    /// to where it came from before that came out. The position comes with the commit alone, see [`super::apply::commit`]
+    /// and [`super::apply::abort`].
+    ///
+    /// The session must have set up this origin.
+    pub(crate) fn mark_changes(self) {
+        // SAFETY: a variable of this process; what ends the transaction takes it back.
+        unsafe { pg_sys::replorigin_session_origin = self.0 };
+    }
+
     /// Writes down that everything of the origin up to `position` has been dealt with, although nothing was committed for
     /// it; returns where the record ends, which is durable once the WAL is flushed that far, as is all that was committed
     /// before this call. Between transactions. Raises when another process has the origin set up.

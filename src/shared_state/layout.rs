@@ -97,6 +97,10 @@ pub(crate) struct Subscription {
     pub(crate) conflicts: AtomicU64,
     pub(crate) skipped: AtomicU64,
     pub(crate) retries: AtomicU64,
+    /// What the applier keeps of transactions in progress: bytes in memory, bytes on disk, and how many they are.
+    pub(crate) spool_memory: AtomicU64,
+    pub(crate) spool_disk: AtomicU64,
+    pub(crate) spool_transactions: AtomicU64,
     pub(crate) text: Guarded<SubscriptionText>,
 }
 

@@ -108,6 +108,9 @@ impl Subscription {
             &self.conflicts,
             &self.skipped,
             &self.retries,
+            &self.spool_memory,
+            &self.spool_disk,
+            &self.spool_transactions,
         ] {
             count.store(0, Relaxed);
         }

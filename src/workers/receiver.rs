@@ -203,6 +203,8 @@ fn stream(
         encoding: postgres::server::encoding(),
         replication_sets: subscription.replication_sets.clone(),
         forward_origins: subscription.forward_origins.clone(),
+        streaming: subscription.options.streaming(),
+        two_phase: subscription.options.two_phase(),
     };
     if let Err(error) = connection.start(&subscription.slot_name, start, &options.to_pairs()) {
         return Err(why_refused(&mut connection, subscription, &error));

@@ -30,7 +30,9 @@ mod sequences;
 mod shapes;
 mod slots;
 mod slow_and_full;
+mod streamed;
 mod support;
+mod two_phase;
 mod types;
 mod walkthrough;
 mod wrong_clock;
@@ -66,6 +68,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         types::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
+        streamed::SCENARIOS,
+        two_phase::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
         bad_input_dsn::SCENARIOS,
