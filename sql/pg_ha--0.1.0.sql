@@ -112,6 +112,38 @@ SELECT pg_catalog.pg_extension_config_dump('ha.replication_sets', 'WHERE set_id 
 SELECT pg_catalog.pg_extension_config_dump('ha.replication_sets_set_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('ha.replication_set_tables', '');
 
+-- Sequences are told of by messages in the stream, which the output plugin passes on as they are: it reads none of this.
+CREATE TABLE ha.replication_set_sequences (
+    relation regclass NOT NULL,
+    set_id   integer NOT NULL REFERENCES ha.replication_sets (set_id),
+    PRIMARY KEY (relation, set_id)
+);
+COMMENT ON TABLE ha.replication_set_sequences IS
+    'which sequences belong to which replication sets; change it with ha.repset_add_seq and ha.repset_remove_seq';
+SELECT pg_catalog.pg_extension_config_dump('ha.replication_set_sequences', '');
+
+CREATE TABLE ha.sequence_states (
+    relation       regclass PRIMARY KEY,
+    told_value     bigint,
+    buffer         bigint,
+    received_value bigint,
+    CHECK ((told_value IS NULL) = (buffer IS NULL))
+);
+COMMENT ON TABLE ha.sequence_states IS
+    'sequences that subscribers were told of (told_value, which was ahead by buffer values) or that a provider told of (received_value, which this one was set to)';
+
+CREATE VIEW ha.status_sequences AS
+    SELECT relation, t.replication_sets,
+           CASE WHEN has_sequence_privilege(relation, 'SELECT,USAGE') THEN pg_sequence_last_value(relation) END
+               AS last_value,
+           s.told_value, s.buffer, s.received_value
+      FROM (SELECT m.relation, array_agg(r.set_name ORDER BY r.set_name) AS replication_sets
+              FROM ha.replication_set_sequences m JOIN ha.replication_sets r USING (set_id)
+             GROUP BY m.relation) t
+      FULL JOIN ha.sequence_states s USING (relation);
+COMMENT ON VIEW ha.status_sequences IS
+    'one row per sequence that is in a replication set or was set by a provider: last_value here, told_value of which subscribers know, received_value to which a provider set it';
+
 -- A dropped table leaves its sets in the same transaction. In plpgsql, so that DROP TABLE goes on working in a
 -- server from whose shared_preload_libraries pg_ha was taken out.
 CREATE FUNCTION ha.forget_dropped_tables() RETURNS event_trigger
@@ -122,9 +154,21 @@ BEGIN
      USING pg_event_trigger_dropped_objects() d
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
        AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = t.relation;
+    DELETE FROM ha.row_versions v
+     USING pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = v.relation;
+    DELETE FROM ha.replication_set_sequences t
+     USING pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = t.relation;
+    DELETE FROM ha.sequence_states s
+     USING pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = s.relation;
 END
 $$;
-COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables out of their replication sets';
+COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables and sequences out of their replication sets';
 CREATE EVENT TRIGGER ha_forget_dropped_tables ON sql_drop EXECUTE FUNCTION ha.forget_dropped_tables();
 ALTER EVENT TRIGGER ha_forget_dropped_tables ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER ha_forget_dropped_tables IS 'takes dropped tables out of their replication sets';
@@ -144,7 +188,8 @@ CREATE TABLE ha.subscription_catalog (
     options           jsonb NOT NULL DEFAULT '{}',
     created_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
     slot_lsn          pg_lsn NOT NULL DEFAULT '0/0',
-    skip_lsn          pg_lsn
+    skip_lsn          pg_lsn,
+    synchronize_data  boolean NOT NULL DEFAULT false
 );
 COMMENT ON COLUMN ha.subscription_catalog.slot_lsn IS 'the position of the provider that the slot began at';
 COMMENT ON COLUMN ha.subscription_catalog.skip_lsn IS
@@ -183,6 +228,18 @@ CREATE TABLE ha.subscription_tables (
 );
 COMMENT ON TABLE ha.subscription_tables IS
     'tables that subscriptions copy from their providers. init: to be copied, their changes are left out of the stream; catchup: copied, with everything up to sync_lsn, and left out of the stream up to there; ready: like any other table';
+
+-- Consulted before the commit-timestamp store, for rows that a copy brought: so without a key to another table, and
+-- small. It is fillable and emptied in bulk.
+CREATE TABLE ha.row_versions (
+    relation     oid NOT NULL,
+    key          bytea NOT NULL,
+    committed_at timestamptz NOT NULL,
+    origin       integer NOT NULL,
+    CONSTRAINT row_versions_pkey PRIMARY KEY (relation, key)
+);
+COMMENT ON TABLE ha.row_versions IS
+    'the true versions (commit time and id of the origin''s founding node) of rows that a copy brought and that were younger than ha.conflict_horizon then; key: a digest of the row''s key';
 
 -- Nodes: functions --------------------------------------------------------------------------------------------
 
@@ -284,6 +341,55 @@ CREATE FUNCTION ha.repset_remove_table(set_name name, relation regclass) RETURNS
     AS 'MODULE_PATHNAME', 'repset_remove_table_wrapper';
 COMMENT ON FUNCTION ha.repset_remove_table(name, regclass) IS 'takes a table out of a replication set';
 
+CREATE FUNCTION ha.repset_add_seq(set_name name, relation regclass, synchronize_data boolean = false) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_add_seq_wrapper';
+COMMENT ON FUNCTION ha.repset_add_seq(name, regclass, boolean) IS
+    'adds a sequence to a replication set: subscribers set theirs of the same name to at least its value and ha.sequence_buffer values more, and again before these are used up; synchronize_data: at once, else within some seconds';
+
+CREATE FUNCTION ha.repset_remove_seq(set_name name, relation regclass) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_remove_seq_wrapper';
+COMMENT ON FUNCTION ha.repset_remove_seq(name, regclass) IS 'takes a sequence out of a replication set';
+
+CREATE FUNCTION ha.sync_seq(relation regclass) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sync_seq_wrapper';
+COMMENT ON FUNCTION ha.sync_seq(regclass) IS
+    'on the provider: tells subscribers now, in order with the changes, how far a sequence is; false if it has given no value yet';
+
+CREATE FUNCTION ha.sequence_values(replication_sets text[], OUT nspname name, OUT relname name, OUT value bigint,
+                                   OUT ascending boolean, OUT published boolean) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    -- Materialized: of nothing but sequences may their last value be asked.
+    WITH known AS MATERIALIZED (
+    SELECT n.nspname, c.relname, pg_sequence_last_value(c.oid) AS last, t.told_value, s.seqincrement > 0 AS ascending,
+           w.published
+      FROM (SELECT relation, bool_or(published) AS published
+              FROM (SELECT m.relation::oid, true AS published
+                      FROM ha.replication_set_sequences m JOIN ha.replication_sets r USING (set_id)
+                     WHERE r.set_name = ANY ($1)
+                     UNION ALL
+                    SELECT d.objid, false
+                      FROM ha.replication_set_tables m
+                      JOIN ha.replication_sets r USING (set_id)
+                      JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+                                      AND d.refobjid = m.relation AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
+                     WHERE r.set_name = ANY ($1)) found (relation, published)
+             GROUP BY relation) w
+      JOIN pg_sequence s ON s.seqrelid = w.relation
+      JOIN pg_class c ON c.oid = w.relation
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN ha.sequence_states t ON t.relation = w.relation)
+    SELECT nspname, relname, CASE WHEN ascending THEN greatest(last, told_value) ELSE least(last, told_value) END,
+           ascending, published
+      FROM known WHERE last IS NOT NULL
+     ORDER BY 1, 2
+$$;
+COMMENT ON FUNCTION ha.sequence_values(text[]) IS
+    'internal, called by other nodes: how far the sequences in these sets are (published), and those that columns of the sets'' tables draw from';
+
 CREATE FUNCTION ha.repset_check_table(set_id integer, relation regclass) RETURNS void
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'repset_check_table_wrapper';
@@ -359,11 +465,12 @@ CREATE FUNCTION ha.sub_disable(subscription_name name) RETURNS boolean
 COMMENT ON FUNCTION ha.sub_disable(name) IS
     'stops a subscription and keeps its slot, which holds WAL on the provider; false if it was disabled already';
 
-CREATE FUNCTION ha.sub_add_repset(subscription_name name, replication_set name) RETURNS boolean
+CREATE FUNCTION ha.sub_add_repset(subscription_name name, replication_set name, synchronize_data boolean = NULL)
+    RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_add_repset_wrapper';
-COMMENT ON FUNCTION ha.sub_add_repset(name, name) IS
-    'adds one of the provider''s replication sets to a subscription; false if it has it already';
+COMMENT ON FUNCTION ha.sub_add_repset(name, name, boolean) IS
+    'adds one of the provider''s replication sets to a subscription; false if it has it already. synchronize_data: what the tables that come with it hold is copied into the ones here, which must be empty; NULL: if the subscription was made with synchronize_data';
 
 CREATE FUNCTION ha.sub_remove_repset(subscription_name name, replication_set name) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -460,14 +567,14 @@ CREATE FUNCTION ha.copy_states(OUT subscription_id integer, OUT table_id integer
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'copy_states_wrapper';
 COMMENT ON FUNCTION ha.copy_states() IS
-    'one row per running copy of a table: phase is starting, copying or catchup';
+    'one row per running copy of a table: phase is starting, copying, indexing (the rows are here) or catchup';
 
 CREATE VIEW ha.copied_tables AS
     SELECT t.subscription_id, t.table_id, t.nspname, t.relname, r.oid::regclass AS relation,
            CASE WHEN t.state = 'ready' THEN 'replicating'
                 WHEN t.state = 'catchup' OR c.phase = 'catchup' THEN 'catchup'
                 WHEN t.failed AND coalesce(c.copy_rows, 0) = 0 THEN 'failed'
-                WHEN c.phase = 'copying' THEN 'copying'
+                WHEN c.phase IN ('copying', 'indexing') THEN 'copying'
                 ELSE 'initializing' END AS status,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_rows, 0) ELSE t.copy_rows END AS copy_rows,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_bytes, 0) ELSE t.copy_bytes END AS copy_bytes,
@@ -655,11 +762,13 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
-    ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables TO pg_monitor;
+    ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables,
+    ha.row_versions, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 
 -- What links and catalogs need, and no more. node_exchange hands out connection strings with their passwords:
 -- membership in ha_replication means being trusted as a node.
-GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables TO ha_replication;
-GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb) TO ha_replication;
+GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.origin_ids,
+    ha.row_versions TO ha_replication;
+GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]) TO ha_replication;

@@ -137,6 +137,25 @@ pub(crate) fn set_replication_sets(id: i32, sets: &[String]) -> Result<(), Error
     Ok(())
 }
 
+/// Notes that a subscription was made to copy what the tables held.
+pub(crate) fn set_synchronizes_data(id: i32) -> Result<(), Error> {
+    execute(
+        "UPDATE ha.subscription_catalog SET synchronize_data = true WHERE subscription_id = $1",
+        &[id.into()],
+    )?;
+    Ok(())
+}
+
+/// Whether a subscription was made to copy what the tables held.
+pub(crate) fn synchronizes_data(id: i32) -> Result<bool, Error> {
+    read_one(
+        "SELECT synchronize_data FROM ha.subscription_catalog WHERE subscription_id = $1",
+        &[id.into()],
+        |row| row.get(1),
+    )
+    .map(|found| found.unwrap_or(false))
+}
+
 /// Changes how a subscription works.
 pub(crate) fn set_options(
     id: i32,
@@ -163,7 +182,7 @@ pub(crate) fn progress(id: i32) -> Result<u64, Error> {
     let progress = "SELECT greatest(max(pg_catalog.pg_replication_origin_progress(o.roname, false)), max(s.slot_lsn)) \
                            - '0/0'::pg_lsn \
                       FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
-                      LEFT JOIN ha.origin_ids i ON i.node_uid = n.node_uid AND i.ordinal >= 0 \
+                      LEFT JOIN ha.origin_ids i ON i.node_uid = n.node_uid AND i.lane = 0 AND i.ordinal >= 0 \
                       LEFT JOIN pg_catalog.pg_replication_origin o ON o.roident = i.roident \
                      WHERE s.subscription_id = $1";
     let progress = read_one(&format!("SELECT ({progress})::bigint"), &[id.into()], |row| {

@@ -50,6 +50,14 @@ impl Origin {
         }
     }
 
+    /// Whether it is the one that rows copied from a node bear; None when it is none of ours, whose number may stand for
+    /// another origin later. In a transaction.
+    pub(crate) fn is_of_copies(self) -> Option<bool> {
+        self.name()
+            .filter(|name| name.starts_with("pg_ha_"))
+            .map(|name| name.ends_with("_copy"))
+    }
+
     /// How far it has been applied, durably: flushes this server's WAL as far as that takes.
     pub(crate) fn durable_progress(self) -> u64 {
         // SAFETY: reads shared memory and flushes WAL; not during recovery.

@@ -13,6 +13,7 @@ mod forward_origins;
 pub(crate) mod nodes;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
+pub(crate) mod sequences;
 pub(crate) mod slot_confirm;
 pub(crate) mod slots;
 pub(crate) mod status;

@@ -15,7 +15,7 @@ use crate::postgres::xact;
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 4] = ["streaming", "two_phase", "workers", "copy_workers"];
+const NOT_YET: [&str; 3] = ["streaming", "two_phase", "workers"];
 
 /// Changes options of a subscription; false if they were so already.
 pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) -> Answer<bool> {

@@ -19,7 +19,7 @@ use super::exchange::{self, Request, Response};
 use super::subscription_options::checked_delay;
 use super::{
     arguments, checks, connection_checks, forward_origins, quoted_list, refuse_in_recovery,
-    require_local_node, slots, synchronization,
+    require_local_node, sequences, slots, synchronization,
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
@@ -92,6 +92,11 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     } else {
         Vec::new()
     };
+    let sequences = if synchronize_data {
+        sequences::ask(&mut peer, &sets, synchronize_structure)?
+    } else {
+        Vec::new()
+    };
     drop(peer);
     // As late as the definitions can be: no change of them is replicated. Before anything is written here.
     let structure = if synchronize_structure {
@@ -118,6 +123,10 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         options: SubscriptionOptions::default(),
     };
     let id = subscriptions::insert(&new, slot_lsn)?;
+    sequences::set_all(&sequences)?;
+    if synchronize_data {
+        subscriptions::set_synchronizes_data(id)?;
+    }
     synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {
         subscription_names::add(&name);

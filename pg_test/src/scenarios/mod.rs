@@ -9,6 +9,7 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_versions;
 mod crash_apply;
 mod false_missing;
 mod forwarding;
@@ -21,6 +22,7 @@ mod partition_heals;
 mod provider_gone;
 mod random_changes;
 mod self_check;
+mod sequences;
 mod shapes;
 mod slots;
 mod slow_and_full;
@@ -38,6 +40,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
         copies::SCENARIOS,
+        copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
@@ -50,6 +53,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
+        sequences::SCENARIOS,
         shapes::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,

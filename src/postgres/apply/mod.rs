@@ -13,6 +13,7 @@ mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
 mod truncate;
+pub(crate) mod versions;
 mod write;
 
 pub(crate) use truncate::truncate;
@@ -94,6 +95,11 @@ pub(crate) enum Found {
     Row {
         timestamp: Option<i64>,
         origin: u16,
+    },
+    /// Brought by a copy, with its true version: when it was committed, and the id of the node that did.
+    Versioned {
+        timestamp: i64,
+        node: u16,
     },
 }
 

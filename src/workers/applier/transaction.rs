@@ -16,6 +16,7 @@ use super::tables::{Tables, TruncateError};
 use super::ways::{Lane, Lanes, Rivals, Stray};
 use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
+use crate::catalog::sequences::{self, SequenceMessage, SetError};
 use crate::catalog::subscription_tables::{self, CopiedMessage, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
 use crate::decoding::SYNCHRONOUS_MESSAGE;
@@ -46,10 +47,12 @@ pub(super) enum Failure {
     Order(#[from] StreamError),
     #[error(transparent)]
     Row(#[from] ApplyError),
-    #[error("the provider's request to copy a table cannot be read: {0}")]
+    #[error("a message of the provider cannot be read: {0}")]
     Message(serde_json::Error),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Sequence(#[from] SetError),
     #[error(transparent)]
     Empty(#[from] subscription_tables::EmptyError),
     #[error(transparent)]
@@ -276,6 +279,18 @@ impl Apply {
         }
         if logical.prefix == subscription_tables::COPIED_MESSAGE {
             return self.told_of_copy(logical);
+        }
+        if logical.prefix == sequences::MESSAGE {
+            let message: SequenceMessage =
+                serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+            if message
+                .set_names
+                .iter()
+                .any(|set| self.replication_sets.contains(set))
+            {
+                worker::with_latest_snapshot(|| sequences::set(&message.value))?;
+            }
+            return Ok(());
         }
         if logical.prefix != subscription_tables::COPY_MESSAGE {
             return Ok(());
@@ -585,6 +600,12 @@ pub(in crate::workers) fn local(found: Found, origins: &mut HashMap<u16, NodeId>
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
+        Found::Versioned { timestamp, node } => Local::Present(LocalRow {
+            version: Version {
+                timestamp: PgTimestamp(timestamp),
+                origin: NodeId::new(u32::from(node)).unwrap_or(here),
+            },
+        }),
         Found::Row { timestamp, origin } => Local::Present(LocalRow {
             version: Version {
                 timestamp: timestamp.map_or(PgTimestamp(i64::MIN), PgTimestamp),
