@@ -200,30 +200,32 @@ impl Rivals {
     /// Forgets what was noted of transactions that cannot come again, and of those older than `oldest`. Between two
     /// transactions.
     pub(super) fn forget(&self, oldest: PgTimestamp) -> Result<(), String> {
-        let mine = self
-            .paths
-            .iter()
-            .find(|path| path.subscription_id == self.subscription_id);
-        for origin in self.lanes.keys() {
-            if !mine.is_some_and(|path| path.brings(*origin)) {
-                continue;
+        crate::workers::read(|| -> Result<(), catalog::Error> {
+            for origin in applied_changes::origins()? {
+                let paths: Vec<&Path> = self.paths.iter().filter(|path| path.brings(origin)).collect();
+                let passed = match paths.as_slice() {
+                    // Nobody minds it, or only this one.
+                    [] => u64::MAX,
+                    [only] if only.subscription_id == self.subscription_id => u64::MAX,
+                    [..] => {
+                        if !paths
+                            .iter()
+                            .any(|path| path.subscription_id == self.subscription_id)
+                        {
+                            continue;
+                        }
+                        let lanes = origins::ways_of(origin)?;
+                        let least = paths.iter().map(|path| {
+                            let of_path = lanes.iter().filter(|(uid, _)| *uid == path.provider_uid);
+                            of_path.map(|(_, lane)| lane.progress()).min().unwrap_or(0)
+                        });
+                        least.min().unwrap_or(0)
+                    }
+                };
+                applied_changes::forget(origin, passed, oldest)?;
             }
-            crate::workers::read(|| {
-                let lanes = origins::ways_of(*origin)?;
-                let passed = self
-                    .paths
-                    .iter()
-                    .filter(|path| path.brings(*origin))
-                    .map(|path| {
-                        let of_path = lanes.iter().filter(|(uid, _)| *uid == path.provider_uid);
-                        of_path.map(|(_, lane)| lane.progress()).min().unwrap_or(0)
-                    })
-                    .min()
-                    .unwrap_or(0);
-                applied_changes::forget(*origin, passed, oldest)
-            })?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
