@@ -48,6 +48,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         cascade,
     ),
     scenario(
+        "forwarding_unknown",
+        "a node gets changes of one that it has never heard of, or that was made anew, and loses them or takes old for new",
+        unknown,
+    ),
+    scenario(
         "forwarding_narrow",
         "of two ways one brings less, and what it leaves out is taken for applied",
         narrow,
@@ -654,4 +659,59 @@ fn narrow(stage: &Stage) -> Result<()> {
         3 * rounds
     );
     expect(&cluster, 3, counted, &wanted)
+}
+
+fn unknown(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); SELECT ha.repset_add_table('default', 't')",
+    )?;
+    // n3 subscribes before n2 has heard of n1, and is never told of it.
+    subscribe(&cluster, 2, 3, "{all}")?;
+    cluster.wait_replicating()?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    write(&cluster, 1, "INSERT INTO t VALUES (1, 'first'), (2, 'first')")?;
+    sync_along(&cluster, &[1, 2, 3])?;
+    expect(
+        &cluster,
+        3,
+        "SELECT count(*) FROM ha.nodes WHERE node_name = 'n1'",
+        "0",
+    )?;
+    expect(&cluster, 3, "SELECT * FROM t ORDER BY id", "1 | first\n2 | first")?;
+    let origins = "SELECT DISTINCT o.roname FROM t, pg_xact_commit_timestamp_origin(t.xmin) x
+                     JOIN pg_replication_origin o ON o.roident = x.roident ORDER BY 1";
+    expect(&cluster, 3, origins, "pg_ha_1_via_2_0")?;
+
+    // The same id, another node: what it does has nothing to do with the positions of the one before.
+    let first = cluster.node(1)?;
+    write(
+        &cluster,
+        2,
+        "SELECT ha.sub_drop('sub_n2_n1'); SELECT ha.node_drop('n1')",
+    )?;
+    write(
+        &cluster,
+        1,
+        "SELECT ha.node_drop(node_name) FROM ha.nodes WHERE node_name <> 'n1'; SELECT ha.node_drop('n1')",
+    )?;
+    cluster.create_node(first)?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    write(
+        &cluster,
+        1,
+        "UPDATE t SET v = 'second' WHERE id = 2; INSERT INTO t VALUES (3, 'second')",
+    )?;
+    sync_along(&cluster, &[1, 2, 3])?;
+    expect(
+        &cluster,
+        3,
+        "SELECT * FROM t ORDER BY id",
+        "1 | first\n2 | second\n3 | second",
+    )?;
+    expect(&cluster, 3, origins, "pg_ha_1_via_2_0\npg_ha_1_via_2_1")?;
+    no_conflicts(&cluster)
 }
