@@ -38,6 +38,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         diamond_crash,
     ),
     scenario(
+        "forwarding_diamond_copy",
+        "a table that is copied from one of two providers never gets there under load, or lacks what the other one brought",
+        diamond_copy,
+    ),
+    scenario(
         "forwarding_ring",
         "in a ring changes circle for ever, come twice, or are taken for conflicts",
         ring,
@@ -553,6 +558,43 @@ fn diamond_crash(stage: &Stage) -> Result<()> {
         let left = sql::show(&polling.rows("SELECT count(*) < 10, count(*) FROM ha.applied_changes")?);
         Ok(Probe::when(left.starts_with('t'), left))
     })
+}
+
+fn diamond_copy(stage: &Stage) -> Result<()> {
+    let schema = Schema::small(2);
+    let cluster = loaded(stage, schema)?;
+    cluster.subscribe(1, 2)?;
+    cluster.subscribe(1, 3)?;
+    let indirect = subscribe(&cluster, 2, 3, "{n1}")?;
+    cluster.wait_replicating()?;
+    let writing = writer(stage, &cluster, 1, 1, schema)?;
+    for round in 1..=stage.repetitions(2, 8) {
+        for table in ["pgbench_branches", "pgbench_accounts"] {
+            write(
+                &cluster,
+                3,
+                &format!(
+                    "SELECT ha.sub_resync_table({}, {})",
+                    literal(&indirect),
+                    literal(table)
+                ),
+            )?;
+            let waiting = format!(
+                "SELECT ha.sub_wait_for_sync({}, '{} s')",
+                literal(&indirect),
+                PATIENCE.as_secs()
+            );
+            expect(&cluster, 3, &waiting, "t").with_context(|| format!("round {round}: {table}"))?;
+        }
+    }
+    let (label, account) = (writing.label.clone(), writing.stop()?);
+    sync_along(&cluster, &[1, 2, 3])?;
+    sync_along(&cluster, &[1, 3])?;
+    for node in &cluster.nodes {
+        workload::audit(node, &cluster.database, &label, &account)?;
+        workload::balanced(node, &cluster.database)?;
+    }
+    compare::identical(&cluster, &TABLES)
 }
 
 fn narrow(stage: &Stage) -> Result<()> {
