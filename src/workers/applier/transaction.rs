@@ -403,6 +403,12 @@ impl Apply {
     }
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
+        let outcome = self.complete(commit, progress);
+        self.rivals.release();
+        outcome
+    }
+
+    fn complete(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         // While this can fail the transaction is there to be told of.
@@ -471,6 +477,11 @@ impl Apply {
         Ok(())
     }
 
+    /// See [`Rivals::claim`].
+    pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
+        self.rivals.claim(frame)
+    }
+
     /// Forgets what was noted of changes that cannot come again.
     pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
         self.rivals.forget(oldest)
@@ -532,7 +543,7 @@ impl Apply {
         };
         let shape = self.tables.shape(relation)?;
         let verdict = arrival.meet(Change {
-            digest: shape.truncate(),
+            digest: self.rivals.since_copy(&shape, shape.truncate()),
             relation,
             keyed: shape.is_keyed(),
             kind: Kind::Truncate,
@@ -564,7 +575,7 @@ impl Apply {
                 let shape = self.tables.shape(relation)?;
                 let (old, new) = change.rows();
                 arrival.meet(Change {
-                    digest: shape.row(operation, old, new),
+                    digest: self.rivals.since_copy(&shape, shape.row(operation, old, new)),
                     relation,
                     keyed: shape.is_keyed(),
                     kind: Kind::Row(operation),
