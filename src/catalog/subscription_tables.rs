@@ -200,6 +200,47 @@ pub(crate) fn tell_to_copy(relation: pgrx::pg_sys::Oid, set_name: &str) -> Resul
     super::emit_transactional(COPY_MESSAGE, &content)
 }
 
+/// Prefix of the message that a table was copied, for those to whom changes of its provider are forwarded.
+pub(crate) const COPIED_MESSAGE: &str = "pg_ha.copied";
+
+/// What that message says: the rows of a table, and what changed while they were copied, were not sent on.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct CopiedMessage {
+    pub(crate) set_names: Vec<String>,
+    pub(crate) schema: String,
+    pub(crate) name: String,
+}
+
+/// Tells, with the current transaction, that it copied a table, which other nodes may get from here. A partition is sent
+/// under the names of the tables above it too.
+pub(crate) fn tell_of_copy(table: &PendingTable) -> Result<(), Error> {
+    let messages = read(
+        "SELECT n.nspname::text, c.relname::text, pg_catalog.array_agg(s.set_name::text) \
+           FROM ha.replication_set_tables t JOIN ha.replication_sets s USING (set_id) \
+           JOIN pg_catalog.pg_class c ON c.oid = t.relation \
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+          WHERE t.relation = pg_catalog.to_regclass($1) \
+             OR t.relation IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(pg_catalog.to_regclass($1))) \
+          GROUP BY 1, 2",
+        &[table.qualified_name().into()],
+        |row| {
+            Ok(CopiedMessage {
+                schema: row.get(1)?,
+                name: row.get(2)?,
+                set_names: row.get(3)?,
+            })
+        },
+    )?;
+    for message in messages {
+        let content = serde_json::to_string(&message).map_err(|error| Error::Content {
+            table: "pg_class",
+            reason: error.to_string(),
+        })?;
+        super::emit_transactional(COPIED_MESSAGE, &content)?;
+    }
+    Ok(())
+}
+
 /// A table that a new subscription copies.
 pub(crate) struct NewTable {
     pub(crate) schema: String,

@@ -274,14 +274,19 @@ impl Session {
         self.began = false;
         self.current = match *route {
             Route::Withheld => {
-                self.saw(
-                    transaction.origin,
-                    (transaction.origin_lsn, transaction.commit_ts),
-                );
+                self.saw_commit(&transaction);
                 None
             }
             _ => Some((transaction, route)),
         };
+    }
+
+    fn saw_commit(&mut self, transaction: &Transaction) {
+        // Copies have no position.
+        if transaction.origin_lsn != 0 {
+            let position = (transaction.origin_lsn, transaction.commit_ts);
+            self.saw(transaction.origin, position);
+        }
     }
 
     /// Whether changes of the transaction that has begun are wanted at all.
@@ -362,10 +367,7 @@ impl Session {
         }
         self.current = None;
         if forwarded {
-            self.saw(
-                transaction.origin,
-                (transaction.origin_lsn, transaction.commit_ts),
-            );
+            self.saw_commit(&transaction);
         }
         if !self.began {
             return Ok(false);

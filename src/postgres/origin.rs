@@ -141,6 +141,15 @@ impl Origin {
     }
 }
 
+/// Lets work write for those to whom the transaction is sent on, in a transaction that [`mark_unsent`] began.
+pub(crate) fn unmarked<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: a variable of this process; after an error the transaction is given up, and what follows it is local.
+    unsafe { pg_sys::replorigin_session_origin = 0 };
+    let result = work();
+    mark_unsent();
+    result
+}
+
 /// What this process writes from now on is nobody's own change: it is not sent to other nodes. (Origins proper can be
 /// set up by one process at a time; this mark stands for none, so that it needs no such thing.)
 pub(crate) fn mark_unsent() {

@@ -28,6 +28,7 @@ use crate::catalog::plan::{self, PlannedSubscription};
 use crate::catalog::subscription_tables::{self as catalog, ExistingRows, PendingTable};
 use crate::catalog::{self as catalogs, copied_progress, deferred_indexes, origins, row_versions};
 use crate::durable::events::{self, Severity};
+use crate::postgres::apply::context::take_place;
 use crate::postgres::apply::target::Target;
 use crate::postgres::apply::{self, ApplyError, versions};
 use crate::postgres::copy::{self as copy_in, Format};
@@ -268,7 +269,10 @@ fn perform(work: &Work) -> Result<(), Failure> {
             }
             _ => Failure::Raised(match copy_in::take_error_context() {
                 Some(context) => format!("{}; {context}", caught.describe()),
-                None => caught.describe(),
+                None => match take_place() {
+                    Some(place) => format!("{place}: {}", caught.describe()),
+                    None => caught.describe(),
+                },
             }),
         }),
     }
@@ -425,6 +429,9 @@ fn prepare_table(table: &PendingTable) -> Result<(), Failure> {
 /// older. Copiers take turns, since a replication origin can be set up
 /// by one process at a time.
 fn commit(work: &Work, horizon: i64) -> Result<(), Failure> {
+    for piece in &work.pieces {
+        origin::unmarked(|| worker::with_latest_snapshot(|| catalog::tell_of_copy(&piece.table)))?;
+    }
     let number = work.origin.0;
     worker::with_latest_snapshot(|| catalog::lock_origin(number))?;
     work.origin.commit_once(horizon);

@@ -11,10 +11,13 @@ mod conflict_lww;
 mod copies;
 mod copies_many;
 mod copies_versions;
+mod crash_anything;
 mod crash_apply;
+mod every_type;
 mod false_missing;
 mod forwarding;
 mod least_privilege_tls;
+mod many_tables;
 mod mixed_sets;
 mod mixed_versions;
 mod one_way;
@@ -28,6 +31,7 @@ mod shapes;
 mod slots;
 mod slow_and_full;
 mod support;
+mod types;
 mod walkthrough;
 mod wrong_clock;
 
@@ -40,9 +44,11 @@ pub(crate) fn all() -> Vec<Scenario> {
         walkthrough::SCENARIOS,
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
+        many_tables::SCENARIOS,
         copies::SCENARIOS,
         copies_many::SCENARIOS,
         copies_versions::SCENARIOS,
+        crash_anything::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
@@ -57,6 +63,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         sequences::SCENARIOS,
         shapes::SCENARIOS,
+        types::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,

@@ -13,6 +13,7 @@ use crate::network::peer::literal;
 use crate::postgres::apply::target::{RemoteColumn, RemoteTable};
 use crate::postgres::apply::versions::KeyExpression;
 use crate::postgres::copy::Format;
+use crate::postgres::values::CANONICAL;
 use crate::postgres::walreceiver::Connection;
 
 /// The table as the provider has it.
@@ -50,6 +51,11 @@ pub(super) fn open_snapshot(
     let no_limit = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
                      WHERE name = 'transaction_timeout'";
     connection.query(no_limit, 1).map_err(Failure::Refused)?;
+    for (name, value) in CANONICAL {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        let command = format!("SET {name} = {}", literal(&value));
+        connection.command(&command).map_err(Failure::Refused)?;
+    }
     for command in [
         // Rather an error than rows that row security hides; and nobody there waits for us with a limit.
         "SET row_security = off",
