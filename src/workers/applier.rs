@@ -9,6 +9,7 @@
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
+pub(super) mod complete;
 mod delay;
 mod gates;
 mod positions;

@@ -25,6 +25,7 @@ mod shapes;
 mod slots;
 mod slow_and_full;
 mod support;
+mod toast;
 mod types;
 mod walkthrough;
 mod wrong_clock;
@@ -52,6 +53,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
         types::SCENARIOS,
+        toast::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,

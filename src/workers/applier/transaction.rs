@@ -9,6 +9,7 @@ use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, Se
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
+use super::complete::{CompleteError, Completer};
 use super::report::Conflicts;
 use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
@@ -47,6 +48,8 @@ pub(super) enum Failure {
     Message(serde_json::Error),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Complete(#[from] CompleteError),
     #[error(transparent)]
     Empty(#[from] subscription_tables::EmptyError),
     #[error(transparent)]
@@ -91,6 +94,7 @@ pub(super) struct Apply {
     /// How many messages of the current frame have passed the check.
     checked: usize,
     tables: Tables,
+    completer: Completer,
     skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
@@ -122,6 +126,7 @@ impl Apply {
             check: StreamCheck::new(),
             checked: 0,
             tables: Tables::new(subscription.id),
+            completer: Completer::new(&subscription.dsn),
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
@@ -332,6 +337,7 @@ impl Apply {
             progress.received(commit.end_lsn.0);
             return Ok(());
         }
+        self.completer.rest();
         let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
         self.progress = open.origin_lsn;
         if core::mem::take(&mut self.asked_to_copy) {
@@ -413,11 +419,17 @@ impl Apply {
         let (target, table, counters) = self.tables.open(relation)?;
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
-        let decision = table.apply(target, change, &mut |found| {
-            let local = local(found, origins, here);
-            standing = Some(local);
-            conflict::decide(operation, remote, local, |version| seen.covers(version))
-        })?;
+        let decision = self
+            .completer
+            .apply(target, table, relation, change, &mut |found| {
+                let local = local(found, origins, here);
+                standing = Some(local);
+                conflict::decide(operation, remote, local, |version| seen.covers(version))
+            })?;
+        let Some(decision) = decision else {
+            self.place.skipped.fetch_add(1, Relaxed);
+            return Ok(());
+        };
         if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
             self.conflicts
                 .note(conflict, &target.name, remote, local, counters);

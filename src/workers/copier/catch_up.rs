@@ -17,6 +17,7 @@ use crate::postgres::walreceiver::{Connection, Received, StatusSender};
 use crate::postgres::{server, worker};
 use crate::shared_state;
 use crate::shared_state::copies::Phase;
+use crate::workers::applier::complete::Completer;
 use crate::workers::applier::tables::Tables;
 use crate::workers::applier::transaction::local;
 
@@ -33,6 +34,7 @@ const LOOK_FOR_LOCKS: Duration = Duration::from_secs(2);
 pub(super) struct CatchUp<'w> {
     work: &'w Work,
     tables: Tables,
+    completer: Completer,
     check: StreamCheck,
     origins: HashMap<u16, NodeId>,
     /// The table's number in the stream, once the provider has described it.
@@ -51,6 +53,7 @@ impl<'w> CatchUp<'w> {
         CatchUp {
             work,
             tables: Tables::new(work.table.subscription_id),
+            completer: Completer::new(&work.subscription.dsn),
             check: StreamCheck::new(),
             origins: HashMap::new(),
             relation: None,
@@ -185,6 +188,7 @@ impl<'w> CatchUp<'w> {
             }
             Message::Commit(commit) => {
                 self.open = None;
+                self.completer.rest();
                 self.last = commit.end_lsn.0;
                 self.position = self.position.max(self.last);
             }
@@ -255,9 +259,10 @@ impl<'w> CatchUp<'w> {
         };
         let (target, table, _) = self.tables.open(relation)?;
         let (origins, here) = (&mut self.origins, self.work.here);
-        table.apply(target, change, &mut |found| {
-            conflict::decide(operation, remote, local(found, origins, here), |_| true)
-        })?;
+        self.completer
+            .apply(target, table, relation, change, &mut |found| {
+                conflict::decide(operation, remote, local(found, origins, here), |_| true)
+            })?;
         Ok(())
     }
 }
