@@ -137,6 +137,25 @@ pub(crate) fn set_replication_sets(id: i32, sets: &[String]) -> Result<(), Error
     Ok(())
 }
 
+/// Notes that a subscription was made to copy what the tables held.
+pub(crate) fn set_synchronizes_data(id: i32) -> Result<(), Error> {
+    execute(
+        "UPDATE ha.subscription_catalog SET synchronize_data = true WHERE subscription_id = $1",
+        &[id.into()],
+    )?;
+    Ok(())
+}
+
+/// Whether a subscription was made to copy what the tables held.
+pub(crate) fn synchronizes_data(id: i32) -> Result<bool, Error> {
+    read_one(
+        "SELECT synchronize_data FROM ha.subscription_catalog WHERE subscription_id = $1",
+        &[id.into()],
+        |row| row.get(1),
+    )
+    .map(|found| found.unwrap_or(false))
+}
+
 /// Changes how a subscription works.
 pub(crate) fn set_options(
     id: i32,

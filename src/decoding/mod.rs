@@ -3,17 +3,21 @@
 //! Everything of a transaction is written into one frame as long as it fits, and sent at its commit: a message of the
 //! walsender costs more than the row in it. A transaction of which nothing is wanted costs nothing on the wire.
 
+mod forward;
 pub(crate) mod relation;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::{
     self, EncodeError, Encoder, List, OldKind, RelationColumn, ReplicaIdentity, Seen,
 };
+use pg_ha_replication::forwarding::{Route, Wanted};
 use pg_ha_replication::options::{self, PluginOptions, ProviderVersions};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
+use forward::Forward;
 pub(crate) use relation::ColumnForm;
 use relation::Published;
 
@@ -60,6 +64,9 @@ pub(crate) struct Transaction {
     pub(crate) commit_lsn: u64,
     pub(crate) end_lsn: u64,
     pub(crate) commit_ts: i64,
+    /// The number of its replication origin, 0 for the local node's own, and its position there.
+    pub(crate) origin: u16,
+    pub(crate) origin_lsn: u64,
 }
 
 /// One START_REPLICATION.
@@ -71,7 +78,8 @@ pub(crate) struct Session {
     converts_text: bool,
     encoder: Encoder,
     said_hello: bool,
-    current: Option<Transaction>,
+    forward: Forward,
+    current: Option<(Transaction, Rc<Route>)>,
     began: bool,
     /// Positions of filtered transactions by PostgreSQL's origin number, met since the last look-up of names: names
     /// can be read only inside a transaction, which a filtered one does not open.
@@ -137,6 +145,22 @@ impl Session {
                 "This server was restored to an earlier state. Drop the subscription there and make it again.",
             ));
         }
+        let nodes = shared_state::nodes();
+        let wanted = Wanted::from_names(&options.forward_origins, |name| {
+            let known = nodes.iter().find(|node| node.node_name.as_str() == name)?;
+            NodeId::new(known.node_id).ok()
+        })
+        .map_err(|name| {
+            refuse(
+                format!(
+                    "node \"{}\" wants the changes of node \"{name}\" forwarded, which node \"{}\" does not know",
+                    options.node_name,
+                    local.node_name.as_str()
+                ),
+                "Change forward_origins there with ha.sub_alter_options; ha.nodes shows the nodes that are known here.",
+            )
+        })?;
+        let forward = Forward::new(wanted, options.node_id);
         // From an older position the server would go on silently where the slot is.
         let confirmed = Lsn(slot::own_confirmed().unwrap_or_default());
         if options.applied_lsn < confirmed {
@@ -176,6 +200,7 @@ impl Session {
             converts_text,
             encoder: Encoder::new(),
             said_hello: false,
+            forward,
             current: None,
             began: false,
             met: HashMap::new(),
@@ -203,6 +228,12 @@ impl Session {
 
     pub(crate) fn encoder(&mut self) -> &mut Encoder {
         &mut self.encoder
+    }
+
+    /// Whether a record of this origin is left out as it is decoded. Others may still be left out when their transaction
+    /// begins.
+    pub(crate) fn withholds(&self, origin: u16) -> bool {
+        self.forward.withholds(origin)
     }
 
     /// A transaction that came from another origin and is not sent: the local node had applied it by now.
@@ -234,10 +265,33 @@ impl Session {
         });
     }
 
-    /// Nothing is written before the first change that is wanted.
-    pub(crate) fn begin(&mut self, transaction: Transaction) {
-        self.current = Some(transaction);
+    /// Nothing is written before the first change that is wanted. `name` reads an origin's name from the catalog.
+    pub(crate) fn begin(&mut self, transaction: Transaction, name: impl Fn(u16) -> Option<String>) {
+        let route = match transaction.origin {
+            0 => Rc::new(Route::AsOwn),
+            origin => self.forward.route(origin, name),
+        };
         self.began = false;
+        self.current = match *route {
+            Route::Withheld => {
+                self.saw_commit(&transaction);
+                None
+            }
+            _ => Some((transaction, route)),
+        };
+    }
+
+    fn saw_commit(&mut self, transaction: &Transaction) {
+        // Copies have no position.
+        if transaction.origin_lsn != 0 {
+            let position = (transaction.origin_lsn, transaction.commit_ts);
+            self.saw(transaction.origin, position);
+        }
+    }
+
+    /// Whether changes of the transaction that has begun are wanted at all.
+    pub(crate) fn wants_transaction(&self) -> bool {
+        self.current.is_some()
     }
 
     /// Starts a row message; the caller then writes the columns.
@@ -304,9 +358,17 @@ impl Session {
 
     /// Ends the transaction; true if there is something to send.
     pub(crate) fn commit(&mut self) -> Result<bool, EncodeError> {
-        let Some(transaction) = self.current.take() else {
+        let Some((transaction, route)) = self.current.clone() else {
             return Ok(false);
         };
+        let forwarded = matches!(*route, Route::Forwarded { .. });
+        if !self.began && forwarded && self.forward.is_sign_due() {
+            self.ensure_begun()?;
+        }
+        self.current = None;
+        if forwarded {
+            self.saw_commit(&transaction);
+        }
         if !self.began {
             return Ok(false);
         }
@@ -390,7 +452,7 @@ impl Session {
         if self.began {
             return Ok(());
         }
-        let Some(transaction) = self.current else {
+        let Some((transaction, route)) = self.current.clone() else {
             return Ok(());
         };
         self.ensure_hello()?;
@@ -407,13 +469,24 @@ impl Session {
                 }
             })
             .collect();
+        let (origin, origin_lsn, lane, via) = match &*route {
+            Route::Forwarded { origin, via } => (
+                *origin,
+                transaction.origin_lsn,
+                transaction.origin,
+                via.as_slice(),
+            ),
+            _ => (self.node_id, transaction.end_lsn, 0, [].as_slice()),
+        };
         self.encoder.begin(&codec::Begin {
             xid: transaction.xid,
             commit_lsn: Lsn(transaction.commit_lsn),
             end_lsn: Lsn(transaction.end_lsn),
             commit_ts: PgTimestamp(transaction.commit_ts),
-            origin: self.node_id,
-            origin_lsn: Lsn(transaction.end_lsn),
+            origin,
+            origin_lsn: Lsn(origin_lsn),
+            lane,
+            via: List::from(via),
             seen: List::from(seen.as_slice()),
         })
     }

@@ -177,7 +177,9 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.retries),
                 ],
                 workers: ([receiver_pid, applier_pid].iter().flatten().count()
-                    + copies::of(place.id.load(Acquire)).count()) as i32,
+                    + copies::of(place.id.load(Acquire))
+                        .filter(|copy| copy.leads())
+                        .count()) as i32,
                 receiver_pid,
                 applier_pid,
                 action: text.action.to_option(),

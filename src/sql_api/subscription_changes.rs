@@ -6,7 +6,10 @@ use pg_ha_model::Lsn;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
-use super::{arguments, local_node, quoted_list, refuse_in_recovery, slots, subscriptions as creation};
+use super::{
+    arguments, local_node, quoted_list, refuse_in_recovery, sequences, slots, subscriptions as creation,
+    synchronization,
+};
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
@@ -147,8 +150,13 @@ fn set_enabled(subscription: Subscription, enabled: bool) -> Answer<bool> {
     Ok(true)
 }
 
-/// Adds one of the provider's sets. The provider is asked whether it has it.
-pub(crate) fn sub_add_repset(name: Option<String>, set: Option<String>) -> Answer<bool> {
+/// Adds one of the provider's sets. The provider is asked whether it has it, and which tables come with it if these are
+/// to be copied (None: if those that came with the subscription were).
+pub(crate) fn sub_add_repset(
+    name: Option<String>,
+    set: Option<String>,
+    synchronize_data: Option<bool>,
+) -> Answer<bool> {
     let set = arguments::required_name("replication_set", set)?;
     let subscription = require(name)?;
     if subscription.replication_sets.contains(&set) {
@@ -156,10 +164,34 @@ pub(crate) fn sub_add_repset(name: Option<String>, set: Option<String>) -> Answe
     }
     let mut peer = Peer::connect(&subscription.provider_dsn, Purpose::Sql, Patience::Interruptible)?;
     creation::require_sets(&mut peer, std::slice::from_ref(&set))?;
-    drop(peer);
     let mut sets = subscription.replication_sets.clone();
-    sets.push(set);
+    sets.push(set.clone());
+    let copy = match synchronize_data {
+        Some(copy) => copy,
+        None => subscriptions::synchronizes_data(subscription.id)?,
+    };
+    let to_copy = if copy {
+        let known = synchronization::published(&mut peer, &subscription.replication_sets, None)?;
+        let mut found = synchronization::published(&mut peer, &sets, None)?;
+        // What the subscription receives already stays as it is.
+        found.retain(|table| {
+            !known
+                .iter()
+                .any(|known| known.schema == table.schema && known.name == table.name)
+        });
+        found
+    } else {
+        Vec::new()
+    };
+    let values = if copy {
+        sequences::ask(&mut peer, std::slice::from_ref(&set), false)?
+    } else {
+        Vec::new()
+    };
+    drop(peer);
     set_sets(&subscription, sets)?;
+    sequences::set_all(&values)?;
+    synchronization::ask_for_all(subscription.id, &to_copy)?;
     Ok(true)
 }
 

@@ -6,7 +6,8 @@ use pg_ha_replication::subscription_options::{KEYS, SubscriptionOptionError};
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::{Value, json};
 
-use super::{arguments, subscription_changes};
+use super::{arguments, forward_origins, require_local_node, subscription_changes};
+use crate::catalog::nodes;
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::postgres::error::{Answer, Report};
@@ -14,13 +15,7 @@ use crate::postgres::xact;
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 5] = [
-    "forward_origins",
-    "streaming",
-    "two_phase",
-    "workers",
-    "copy_workers",
-];
+const NOT_YET: [&str; 3] = ["streaming", "two_phase", "workers"];
 
 /// Changes options of a subscription; false if they were so already.
 pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) -> Answer<bool> {
@@ -44,6 +39,16 @@ pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) ->
     };
     if new == subscription {
         return Ok(false);
+    }
+    if new.forward_origins != subscription.forward_origins {
+        let provider = nodes::by_id(new.provider_node_id)?.map_or_else(String::new, |node| node.node_name);
+        let local = require_local_node()?;
+        forward_origins::require_at(
+            &new.provider_dsn,
+            &new.forward_origins,
+            &provider,
+            &local.node_name,
+        )?;
     }
     subscriptions::set_options(new.id, &new.forward_origins, new.apply_delay, &new.options)?;
     xact::after_commit(move || {
@@ -98,7 +103,6 @@ fn is_default(key: &str, value: &Value) -> bool {
     match key {
         "two_phase" | "streaming" => value == &json!(false) || value.is_null(),
         "workers" => value == &json!(1) || value.is_null(),
-        "forward_origins" => value == &json!([]) || value.is_null(),
         _ => value.is_null(),
     }
 }

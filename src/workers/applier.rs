@@ -10,6 +10,7 @@
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
 pub(super) mod complete;
+mod counts;
 mod delay;
 mod gates;
 mod positions;
@@ -17,6 +18,7 @@ mod report;
 mod skip;
 pub(super) mod tables;
 pub(super) mod transaction;
+mod ways;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -28,11 +30,13 @@ use pgrx::prelude::*;
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
 use crate::durable::seen as seen_file;
+use crate::postgres::apply::table::Look;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
 use crate::postgres::values::CANONICAL;
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, apply, latch};
+use crate::settings;
 use crate::shared_state::{self, Status, layout};
 use crate::workers::receiver::{HEADER, KIND_ASKED, KIND_DATA};
 use delay::Delay;
@@ -42,6 +46,9 @@ use transaction::Apply;
 
 /// Shortest time between two writings of what the provider had seen.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two looks for what need not be remembered any more.
+const FORGET_PAUSE: Duration = Duration::from_secs(10);
 
 /// Times a transaction is tried again after a passing error before the stream starts over.
 const RETRIES: u32 = 5;
@@ -143,14 +150,21 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
     let mut positions = Positions::new(place, origin, start);
     postgres::apply::acting::run_as(subscription.options.run_as());
+    let mut leaps = Leaps::default();
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
+    let mut forgot = saved;
     loop {
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.applied(), apply.tables())?;
+            if forgot.elapsed() >= FORGET_PAUSE {
+                forgot = Instant::now();
+                let retention = settings::duplicate_retention().as_micros() as i64;
+                apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+            }
         }
         match queue.take() {
             Taken::Message(message) => {
@@ -169,7 +183,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     }
                     delay.over();
                 }
-                take(&mut apply, &mut positions, message)?;
+                take(&mut apply, &mut positions, &mut leaps, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
                     published = Instant::now();
@@ -206,7 +220,12 @@ fn due(delay: &Delay, message: &[u8]) -> Option<i64> {
 }
 
 /// One message of the queue.
-fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<(), String> {
+fn take(
+    apply: &mut Apply,
+    positions: &mut Positions,
+    leaps: &mut Leaps,
+    message: &[u8],
+) -> Result<(), String> {
     let Some((head, payload)) = message.split_at_checked(HEADER) else {
         return Err("the queue holds a message that is too short".to_owned());
     };
@@ -223,20 +242,36 @@ fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<
         return Ok(());
     }
     let mut attempt = 0;
+    let mut again = false;
+    // Only what can be tried again may go without a look.
+    let mut look = if apply.in_transaction() {
+        Look::First
+    } else {
+        leaps.next()
+    };
     loop {
         let whole = !apply.in_transaction();
-        match worker::catch(|| apply.frame(payload, attempt > 0, positions)) {
+        match worker::catch(|| apply.frame(payload, again, look, positions)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();
                 return Err(told(&error.to_string(), apply));
             }
+            Err(caught)
+                if look == Look::Never && caught.sqlstate == PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION =>
+            {
+                leaps.missed();
+                look = Look::First;
+                again = true;
+                apply::context::take_place();
+                apply.forget_open_transaction();
+            }
             Err(caught) => {
-                let again = whole && attempt < RETRIES && passing(&caught);
-                if !again {
+                if !whole || attempt >= RETRIES || !passing(&caught) {
                     return Err(told(&caught.describe(), apply));
                 }
                 attempt += 1;
+                again = true;
                 apply::context::take_place();
                 positions.place().retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
@@ -259,6 +294,30 @@ fn told(error: &str, stream: &Apply) -> String {
         None => String::new(),
     };
     format!("{shown}{value}{}", stream.where_it_stands())
+}
+
+/// Inserts without a look, as long as that goes well.
+#[derive(Default)]
+struct Leaps {
+    /// So many transactions look first.
+    careful: u32,
+}
+
+impl Leaps {
+    /// Where one insert found its row to be there, others will: each costs an aborted transaction.
+    const CAREFUL: u32 = 1000;
+
+    fn next(&mut self) -> Look {
+        if self.careful == 0 {
+            return Look::Never;
+        }
+        self.careful -= 1;
+        Look::First
+    }
+
+    fn missed(&mut self) {
+        self.careful = Self::CAREFUL;
+    }
 }
 
 /// Errors that another attempt may not meet: deadlock, serialization, a unique key that a local transaction took

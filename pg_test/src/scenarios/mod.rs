@@ -9,9 +9,12 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_many;
+mod copies_versions;
 mod crash_apply;
 mod every_type;
 mod false_missing;
+mod forwarding;
 mod least_privilege_tls;
 mod mixed_sets;
 mod mixed_versions;
@@ -21,6 +24,7 @@ mod partition_heals;
 mod provider_gone;
 mod random_changes;
 mod self_check;
+mod sequences;
 mod shapes;
 mod slots;
 mod slow_and_full;
@@ -40,7 +44,10 @@ pub(crate) fn all() -> Vec<Scenario> {
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
         copies::SCENARIOS,
+        copies_many::SCENARIOS,
+        copies_versions::SCENARIOS,
         crash_apply::SCENARIOS,
+        forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
         apply_as_owner::SCENARIOS,
@@ -51,6 +58,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
+        sequences::SCENARIOS,
         shapes::SCENARIOS,
         types::SCENARIOS,
         toast::SCENARIOS,

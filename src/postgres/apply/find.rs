@@ -326,6 +326,9 @@ pub(super) unsafe fn version_of(row: *mut pg_sys::TupleTableSlot) -> Found {
         }
         let (mut timestamp, mut origin) = (0, 0);
         let known = pg_sys::TransactionIdGetCommitTsData(xmin, &mut timestamp, &mut origin);
+        if let Some(copied) = super::versions::true_version(origin, row) {
+            return copied;
+        }
         Found::Row {
             timestamp: known.then_some(timestamp),
             origin,

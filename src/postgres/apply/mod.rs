@@ -13,6 +13,7 @@ mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
 mod truncate;
+pub(crate) mod versions;
 mod write;
 
 pub(crate) use truncate::truncate;
@@ -94,6 +95,11 @@ pub(crate) enum Found {
         timestamp: Option<i64>,
         origin: u16,
     },
+    /// Brought by a copy, with its true version: when it was committed, and the id of the node that did.
+    Versioned {
+        timestamp: i64,
+        node: u16,
+    },
 }
 
 /// A target, opened in the current transaction.
@@ -147,6 +153,25 @@ pub(crate) fn begin() {
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
+    }
+}
+
+/// Keeps other appliers from an origin until the end of the transaction: only between two of its transactions can they
+/// tell which of them has applied what. Waits for them; the server sees deadlocks.
+pub(crate) fn claim(origin: u16) {
+    // Users' advisory locks have 1 or 2 in the last field.
+    let tag = pg_sys::LOCKTAG {
+        // SAFETY: a variable of this process.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: 0x6861,
+        locktag_field3: u32::from(origin),
+        locktag_field4: 3,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    };
+    // SAFETY: in a transaction, which gives the lock back.
+    unsafe {
+        pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false);
     }
 }
 

@@ -79,7 +79,8 @@ impl Completer {
         };
         let whole = match change {
             RowChange::Update(old, _) => RowChange::Update(*old, &insert.new),
-            RowChange::Insert(_) | RowChange::Delete(..) => RowChange::Insert(&insert.new),
+            RowChange::Insert(_, look) => RowChange::Insert(&insert.new, *look),
+            RowChange::Delete(..) => return Ok(None),
         };
         Ok(Some(table.apply(target, &whole, judge)?))
     }
@@ -92,7 +93,7 @@ impl Completer {
         change: &RowChange<'_, '_>,
     ) -> Result<Option<Vec<u8>>, CompleteError> {
         let (new, old) = match change {
-            RowChange::Insert(new) => (*new, None),
+            RowChange::Insert(new, _) => (*new, None),
             RowChange::Update(old, new) => (*new, *old),
             RowChange::Delete(..) => return Ok(None),
         };

@@ -6,18 +6,23 @@ use std::sync::atomic::Ordering::Relaxed;
 use pg_ha_model::{NodeId, PgTimestamp};
 use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
+use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
 use super::complete::{CompleteError, Completer};
-use super::report::Conflicts;
+use super::counts::Counts;
+use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
+use super::ways::{Lane, Lanes, Rivals, Stray};
+use crate::catalog::applied_changes::{self, TransactionId};
 use crate::catalog::plan::PlannedSubscription;
-use crate::catalog::subscription_tables::{self, CopyMessage, ExistingRows, NewTable};
+use crate::catalog::sequences::{self, SequenceMessage, SetError};
+use crate::catalog::subscription_tables::{self, CopiedMessage, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
 use crate::decoding::SYNCHRONOUS_MESSAGE;
-use crate::postgres::apply::table::RowChange;
+use crate::postgres::apply::table::{Look, RowChange};
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
 use crate::postgres::worker;
@@ -44,20 +49,24 @@ pub(super) enum Failure {
     Order(#[from] StreamError),
     #[error(transparent)]
     Row(#[from] ApplyError),
-    #[error("the provider's request to copy a table cannot be read: {0}")]
+    #[error("a message of the provider cannot be read: {0}")]
     Message(serde_json::Error),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
     #[error(transparent)]
     Complete(#[from] CompleteError),
     #[error(transparent)]
+    Sequence(#[from] SetError),
+    #[error(transparent)]
     Empty(#[from] subscription_tables::EmptyError),
     #[error(transparent)]
     Truncate(#[from] TruncateError),
     #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
     WrongProvider { found: NodeId, wanted: NodeId },
-    #[error("the stream brought a transaction of node {0}, but only the provider's own were asked for")]
+    #[error("the stream brought a transaction of node {0}, which cannot come this way")]
     ForeignOrigin(NodeId),
+    #[error("the ways of changes could not be read: {0}")]
+    Ways(String),
 }
 
 /// A remote transaction that is being applied.
@@ -68,6 +77,11 @@ struct Open {
     version: Version,
     /// Nothing of it is applied: it was already, before a restart, or somebody wants it passed over.
     skip: bool,
+    lane: Lane,
+    /// The provider's number for the lane, 0 for its own transactions.
+    lane_number: u16,
+    /// Where other subscriptions can bring it too.
+    arrival: Option<Arrival>,
     /// Somebody wants it passed over.
     passed: Option<Passed>,
     /// With it ends the search for the one that was to be passed over.
@@ -84,10 +98,9 @@ pub(super) struct Apply {
     asked_to_copy: bool,
     here: NodeId,
     provider: NodeId,
-    /// What commits are stamped with.
-    stamp: Origin,
-    /// Up to here the origin's transactions are applied.
-    progress: u64,
+    /// What commits are stamped with, and up to where transactions are applied.
+    lanes: Lanes,
+    rivals: Rivals,
     /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
@@ -98,6 +111,9 @@ pub(super) struct Apply {
     skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
+    counts: Counts,
+    /// How the inserts of the current frame go about it.
+    look: Look,
     /// How far the provider had applied the others, as the stream told.
     seen: SeenVersions,
     seen_changed: bool,
@@ -120,8 +136,16 @@ impl Apply {
             asked_to_copy: false,
             here,
             provider,
-            stamp,
-            progress,
+            lanes: Lanes::new(
+                here,
+                provider,
+                &subscription.provider_uid,
+                Lane {
+                    origin: stamp,
+                    progress,
+                },
+            ),
+            rivals: Rivals::new(subscription.id, &subscription.provider_uid),
             origins: HashMap::new(),
             check: StreamCheck::new(),
             checked: 0,
@@ -130,6 +154,8 @@ impl Apply {
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
+            counts: Counts::default(),
+            look: Look::First,
             seen,
             seen_changed: false,
         }
@@ -165,6 +191,7 @@ impl Apply {
     /// After an abort: the message that began the transaction will come again.
     pub(super) fn forget_open_transaction(&mut self) {
         self.asked_to_copy = false;
+        self.counts.forget();
         self.open = None;
         self.tables.forget_open();
     }
@@ -174,9 +201,11 @@ impl Apply {
         &mut self,
         frame: &[u8],
         again: bool,
+        look: Look,
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
         let mut decoder = Decoder::new(frame);
+        self.look = look;
         if !again {
             self.checked = 0;
         }
@@ -215,7 +244,7 @@ impl Apply {
                 self.row(
                     insert.relation,
                     Operation::Insert,
-                    &RowChange::Insert(&insert.new),
+                    &RowChange::Insert(&insert.new, self.look),
                 )?;
             }
             Message::Update(update) => {
@@ -259,9 +288,25 @@ impl Apply {
 
     /// A message of the transaction that is being applied.
     fn told(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
-        if logical.prefix != subscription_tables::COPY_MESSAGE
-            || self.open.as_ref().is_none_or(|open| open.skip)
-        {
+        if self.open.as_ref().is_none_or(|open| open.skip) {
+            return Ok(());
+        }
+        if logical.prefix == sequences::MESSAGE {
+            let message: SequenceMessage =
+                serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+            if message
+                .set_names
+                .iter()
+                .any(|set| self.replication_sets.contains(set))
+            {
+                worker::with_latest_snapshot(|| sequences::set(&message.value))?;
+            }
+            return Ok(());
+        }
+        if logical.prefix == subscription_tables::COPIED_MESSAGE {
+            return self.told_of_copy(logical);
+        }
+        if logical.prefix != subscription_tables::COPY_MESSAGE {
             return Ok(());
         }
         let message: CopyMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
@@ -282,15 +327,30 @@ impl Apply {
         Ok(())
     }
 
-    fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
-        if begin.origin != self.provider {
-            return Err(Failure::ForeignOrigin(begin.origin));
+    /// A table was copied on the provider: those changes of its origin that came with the copy are not forwarded.
+    fn told_of_copy(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
+        let message: CopiedMessage = serde_json::from_slice(logical.content).map_err(Failure::Message)?;
+        if message
+            .set_names
+            .iter()
+            .any(|name| self.replication_sets.contains(name))
+        {
+            report::copied_on_provider(self.place, &message.schema, &message.name);
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
+        self.rivals.attend().map_err(Failure::Ways)?;
+        let lane = *self.lanes.of(begin).map_err(|stray| match stray {
+            Stray::Origin(origin) => Failure::ForeignOrigin(origin),
+            Stray::Catalog(error) => Failure::Ways(error),
+        })?;
         for seen in begin.seen.iter() {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
-        let applied = begin.origin_lsn.0 <= self.progress;
+        let applied = begin.origin_lsn.0 <= lane.progress;
         let verdict = if applied {
             Verdict::Apply
         } else {
@@ -302,8 +362,17 @@ impl Apply {
             changes: 0,
         });
         let skip = applied || passed.is_some();
+        let mut arrival = None;
         if !skip {
+            lane.origin.use_in_session();
             apply::begin();
+            if self.rivals.share(begin.origin) {
+                arrival = Some(self.rivals.meet(TransactionId {
+                    origin: begin.origin,
+                    position: begin.origin_lsn.0,
+                    time: begin.commit_ts,
+                })?);
+            }
         }
         self.open = Some(Open {
             xid: begin.xid,
@@ -314,6 +383,9 @@ impl Apply {
                 origin: begin.origin,
             },
             skip,
+            lane,
+            lane_number: begin.lane,
+            arrival,
             passed,
             forget_skip: verdict == Verdict::ApplyAndForget,
             changes: 0,
@@ -326,10 +398,14 @@ impl Apply {
         self.tables.close();
         // While this can fail the transaction is there to be told of.
         match &self.open {
-            Some(open) if open.passed.is_some() => self.skip.begin_in_its_place()?,
+            Some(open) if open.passed.is_some() => {
+                open.lane.origin.use_in_session();
+                self.skip.begin_in_its_place()?;
+            }
             Some(open) if open.forget_skip => self.skip.forget()?,
             _ => {}
         }
+        self.note_applied()?;
         let Some(open) = self.open.take() else {
             return Ok(());
         };
@@ -338,8 +414,20 @@ impl Apply {
             return Ok(());
         }
         self.completer.rest();
-        let local_end = apply::commit(self.stamp, open.origin_lsn, open.version.timestamp.0);
-        self.progress = open.origin_lsn;
+        let own = open.lane_number == 0;
+        let stamp = open.lane.origin;
+        let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
+        if local_end.is_none() && (!own || open.arrival.is_some()) {
+            // What others have applied of it is before this record in the WAL: once the record is safe, so is that.
+            local_end = Some(stamp.record(open.origin_lsn));
+        }
+        self.lanes
+            .passed(&open.version.origin, open.lane_number, open.origin_lsn);
+        if !own {
+            // The provider had it when it wrote what follows.
+            self.seen.advance(open.version.origin, open.version.timestamp);
+            self.seen_changed = true;
+        }
         if core::mem::take(&mut self.asked_to_copy) {
             shared_state::catalog_changed();
         }
@@ -348,13 +436,36 @@ impl Apply {
             None if open.forget_skip => self.skip.outrun(),
             None => {}
         }
+        self.counts.publish(self.place);
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         match local_end {
-            Some(local_end) => progress.committed(open.end_lsn, local_end),
-            None => progress.received(open.end_lsn),
+            Some(local_end) if own => progress.committed(open.end_lsn, local_end),
+            // The stream starts where the provider's own progress is, which this has not moved: it is written down later.
+            _ => progress.received(open.end_lsn),
         }
         Ok(())
+    }
+
+    /// Where the open transaction may come again by another way: notes what was applied of it.
+    fn note_applied(&self) -> Result<(), Failure> {
+        if let Some(open) = &self.open
+            && let Some(arrival) = &open.arrival
+            && !arrival.applied().is_empty()
+        {
+            let id = TransactionId {
+                origin: open.version.origin,
+                position: open.origin_lsn,
+                time: open.version.timestamp,
+            };
+            worker::with_latest_snapshot(|| applied_changes::note(id, arrival.applied()))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was noted of changes that cannot come again.
+    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
+        self.rivals.forget(oldest)
     }
 
     fn count_passed(&mut self) {
@@ -375,7 +486,7 @@ impl Apply {
         self.tables.close();
         let mut ids = Vec::with_capacity(all);
         for id in truncate.relations.iter() {
-            if self.tables.may_truncate(id, end_lsn)? {
+            if self.tables.may_truncate(id, end_lsn)? && self.is_new(id)? {
                 ids.push(id);
             }
         }
@@ -403,6 +514,21 @@ impl Apply {
         Ok(())
     }
 
+    /// Whether the emptying of a table in the open transaction has not come by another way.
+    fn is_new(&mut self, relation: u32) -> Result<bool, Failure> {
+        let Some(arrival) = self.open.as_mut().and_then(|open| open.arrival.as_mut()) else {
+            return Ok(true);
+        };
+        let shape = self.tables.shape(relation)?;
+        let verdict = arrival.meet(Change {
+            digest: shape.truncate(),
+            relation,
+            keyed: shape.is_keyed(),
+            kind: Kind::Truncate,
+        });
+        Ok(verdict != once::Verdict::Skip)
+    }
+
     fn row(
         &mut self,
         relation: u32,
@@ -414,8 +540,33 @@ impl Apply {
         if open.skip || !self.tables.may_change(relation, open.end_lsn) {
             return Ok(());
         }
+        let verdict = match &mut open.arrival {
+            None => once::Verdict::Apply,
+            Some(arrival) => {
+                let shape = self.tables.shape(relation)?;
+                let (old, new) = change.rows();
+                arrival.meet(Change {
+                    digest: shape.row(operation, old, new),
+                    relation,
+                    keyed: shape.is_keyed(),
+                    kind: Kind::Row(operation),
+                })
+            }
+        };
+        if verdict == once::Verdict::Skip {
+            return Ok(());
+        }
+        let looking;
+        let change = match change {
+            // What has come before is there: an insert would fail.
+            RowChange::Insert(new, Look::Never) if verdict != once::Verdict::Apply => {
+                looking = RowChange::Insert(new, Look::First);
+                &looking
+            }
+            change => change,
+        };
         open.changes += 1;
-        let remote = open.version;
+        let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
         let (target, table, counters) = self.tables.open(relation)?;
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
@@ -424,7 +575,21 @@ impl Apply {
             .apply(target, table, relation, change, &mut |found| {
                 let local = local(found, origins, here);
                 standing = Some(local);
-                conflict::decide(operation, remote, local, |version| seen.covers(version))
+                if let Some(overtaken) = once::overtaken(verdict, remote, local) {
+                    return overtaken;
+                }
+                // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
+                let decision = conflict::decide(operation, remote, local, |version| {
+                    seen.covers(version) || forwarded && version.origin == provider
+                });
+                match verdict {
+                    once::Verdict::Apply | once::Verdict::Late => decision,
+                    // It was judged, and told of, when it first came.
+                    once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
+                        conflict: None,
+                        ..decision
+                    },
+                }
             })?;
         let Some(decision) = decision else {
             self.place.skipped.fetch_add(1, Relaxed);
@@ -434,29 +599,12 @@ impl Apply {
             self.conflicts
                 .note(conflict, &target.name, remote, local, counters);
         }
-        self.count(operation, &decision, counters);
+        if apply::writes(decision.action) {
+            self.counts.wrote(operation, counters);
+        } else {
+            self.counts.skipped();
+        }
         Ok(())
-    }
-
-    fn count(
-        &self,
-        operation: Operation,
-        decision: &Decision,
-        counters: Option<&'static layout::TableCounters>,
-    ) {
-        if !apply::writes(decision.action) {
-            self.place.skipped.fetch_add(1, Relaxed);
-            return;
-        }
-        let (total, of_table) = match operation {
-            Operation::Insert => (&self.place.inserted, counters.map(|counters| &counters.inserted)),
-            Operation::Update => (&self.place.updated, counters.map(|counters| &counters.updated)),
-            Operation::Delete => (&self.place.deleted, counters.map(|counters| &counters.deleted)),
-        };
-        total.fetch_add(1, Relaxed);
-        if let Some(of_table) = of_table {
-            of_table.fetch_add(1, Relaxed);
-        }
     }
 }
 
@@ -466,6 +614,12 @@ pub(in crate::workers) fn local(found: Found, origins: &mut HashMap<u16, NodeId>
     match found {
         Found::Missing => Local::Missing,
         Found::Own => Local::SameTransaction,
+        Found::Versioned { timestamp, node } => Local::Present(LocalRow {
+            version: Version {
+                timestamp: PgTimestamp(timestamp),
+                origin: NodeId::new(u32::from(node)).unwrap_or(here),
+            },
+        }),
         Found::Row { timestamp, origin } => Local::Present(LocalRow {
             version: Version {
                 timestamp: timestamp.map_or(PgTimestamp(i64::MIN), PgTimestamp),
