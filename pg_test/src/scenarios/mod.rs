@@ -23,6 +23,7 @@ mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
 mod random_changes;
+mod replica_semantics;
 mod self_check;
 mod sequences;
 mod shapes;
@@ -61,6 +62,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         sequences::SCENARIOS,
         shapes::SCENARIOS,
         types::SCENARIOS,
+        replica_semantics::SCENARIOS,
         toast::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
