@@ -149,23 +149,21 @@ COMMENT ON VIEW ha.status_sequences IS
 CREATE FUNCTION ha.forget_dropped_tables() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
+DECLARE
+    -- As arrays, by which indexes are searched: a join would read all of a large set for each dropped table.
+    tables oid[] := ARRAY(
+        SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND d.object_type = 'table' AND NOT d.is_temporary);
+    sequences oid[] := ARRAY(
+        SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND d.object_type = 'sequence' AND NOT d.is_temporary);
 BEGIN
-    DELETE FROM ha.replication_set_tables t
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = t.relation;
-    DELETE FROM ha.row_versions v
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = v.relation;
-    DELETE FROM ha.replication_set_sequences t
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = t.relation;
-    DELETE FROM ha.sequence_states s
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = s.relation;
+    DELETE FROM ha.replication_set_tables t WHERE t.relation = ANY (tables);
+    DELETE FROM ha.row_versions v WHERE v.relation = ANY (tables);
+    DELETE FROM ha.replication_set_sequences t WHERE t.relation = ANY (sequences);
+    DELETE FROM ha.sequence_states s WHERE s.relation = ANY (sequences);
 END
 $$;
 COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables and sequences out of their replication sets';

@@ -229,7 +229,7 @@ unsafe extern "C-unwind" fn truncate(
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         let relations: Vec<pg_sys::Relation> =
             (0..count as usize).map(|index| *relations.add(index)).collect();
-        let oids: Vec<u32> = relations
+        let oids: HashSet<u32> = relations
             .iter()
             .map(|relation| (**relation).rd_id.to_u32())
             .collect();

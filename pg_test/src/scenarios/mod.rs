@@ -11,11 +11,13 @@ mod conflict_lww;
 mod copies;
 mod copies_many;
 mod copies_versions;
+mod crash_anything;
 mod crash_apply;
 mod every_type;
 mod false_missing;
 mod forwarding;
 mod least_privilege_tls;
+mod many_tables;
 mod mixed_sets;
 mod mixed_versions;
 mod one_way;
@@ -44,9 +46,11 @@ pub(crate) fn all() -> Vec<Scenario> {
         walkthrough::SCENARIOS,
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
+        many_tables::SCENARIOS,
         copies::SCENARIOS,
         copies_many::SCENARIOS,
         copies_versions::SCENARIOS,
+        crash_anything::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
