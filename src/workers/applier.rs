@@ -9,6 +9,7 @@
 //! and so is a large one that came while it was in progress, from the spool. For one that came whole in many messages,
 //! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
+pub(super) mod complete;
 mod counts;
 mod delay;
 mod gates;

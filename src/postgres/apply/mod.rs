@@ -50,9 +50,8 @@ pub(crate) enum ApplyError {
     )]
     NoKey(String),
     #[error(
-        "a row that entered the filter of table {table} came without its value of column \"{column}\", which is stored \
-         out of line and did not change; give the table REPLICA IDENTITY FULL on the provider, and insert this row here \
-         by hand"
+        "a row of table {table} is to be inserted and came without its value of column \"{column}\", which is stored out \
+         of line and did not change"
     )]
     Incomplete { table: String, column: String },
     #[error(

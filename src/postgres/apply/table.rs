@@ -353,7 +353,14 @@ impl OpenTable {
                 match decision.action {
                     Action::Skip | Action::Delete => {}
                     Action::Insert if routed.is_some() => return Ok(Updated::ToInsert(decision)),
-                    Action::Insert => self.insert_row(target, new)?,
+                    Action::Insert => {
+                        self.lacks = None;
+                        self.fill_from_remote(target, new, false)?;
+                        if let Some(column) = self.lacks {
+                            return Err(target.incomplete(column));
+                        }
+                        self.insert_new_row();
+                    }
                     Action::Update => {
                         self.fill_from_remote(target, new, true)?;
                         if let Some(routed) = routed

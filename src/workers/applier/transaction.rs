@@ -13,6 +13,7 @@ use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::StreamCheck;
 
+use super::complete::Completer;
 use super::counts::Counts;
 use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
@@ -86,6 +87,7 @@ pub(super) struct Apply {
     number: u64,
     checked: u64,
     tables: Tables,
+    completer: Completer,
     skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
@@ -129,6 +131,7 @@ impl Apply {
             number: 0,
             checked: 0,
             tables: Tables::new(subscription.id),
+            completer: Completer::new(&subscription.dsn),
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
@@ -428,6 +431,7 @@ impl Apply {
             progress.received(commit.end_lsn.0);
             return Ok(());
         }
+        self.completer.rest();
         let own = open.lane_number == 0;
         let stamp = open.lane.origin;
         let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
@@ -599,25 +603,31 @@ impl Apply {
         let (target, table, counters) = self.tables.open(relation)?;
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
-        let decision = table.apply(target, change, &mut |found| {
-            let local = local(found, origins, here);
-            standing = Some(local);
-            if let Some(overtaken) = once::overtaken(verdict, remote, local) {
-                return overtaken;
-            }
-            // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
-            let decision = conflict::decide(operation, remote, local, |version| {
-                seen.covers(version) || forwarded && version.origin == provider
-            });
-            match verdict {
-                once::Verdict::Apply | once::Verdict::Late => decision,
-                // It was judged, and told of, when it first came.
-                once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
-                    conflict: None,
-                    ..decision
-                },
-            }
-        })?;
+        let decision = self
+            .completer
+            .apply(target, table, relation, change, &mut |found| {
+                let local = local(found, origins, here);
+                standing = Some(local);
+                if let Some(overtaken) = once::overtaken(verdict, remote, local) {
+                    return overtaken;
+                }
+                // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
+                let decision = conflict::decide(operation, remote, local, |version| {
+                    seen.covers(version) || forwarded && version.origin == provider
+                });
+                match verdict {
+                    once::Verdict::Apply | once::Verdict::Late => decision,
+                    // It was judged, and told of, when it first came.
+                    once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
+                        conflict: None,
+                        ..decision
+                    },
+                }
+            })?;
+        let Some(decision) = decision else {
+            self.counts.skipped();
+            return Ok(());
+        };
         if tentative && (decision.conflict.is_some() || !apply::writes(decision.action)) {
             let what = decision
                 .conflict
