@@ -1,12 +1,14 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
 mod apply_stops;
+mod backlog;
 mod bad_input_drop_database;
 mod bad_input_dsn;
 mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_cut_off;
 mod crash_anything;
 mod crash_apply;
 mod false_missing;
@@ -22,6 +24,7 @@ mod random_changes;
 mod self_check;
 mod shapes;
 mod slow_and_full;
+mod stream_and_ddl;
 mod support;
 mod walkthrough;
 mod wrong_clock;
@@ -38,6 +41,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         many_tables::SCENARIOS,
         copies::SCENARIOS,
         crash_anything::SCENARIOS,
+        copies_cut_off::SCENARIOS,
+        backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
@@ -48,6 +53,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
         shapes::SCENARIOS,
+        stream_and_ddl::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
