@@ -36,6 +36,18 @@ pub(crate) struct PlannedSubscription {
     pub(crate) options: SubscriptionOptions,
     /// When it was made (TimestampTz, microseconds since 2000).
     pub(crate) created_at: i64,
+    /// Where its slot began; 0 if that is not known.
+    pub(crate) slot_lsn: u64,
+    /// The end of the transaction that is to be passed over.
+    pub(crate) skip_lsn: Option<u64>,
+}
+
+impl PlannedSubscription {
+    /// Where the stream starts after so much progress of its origin: an origin outlives subscriptions, and what was
+    /// committed between two of them is not sent.
+    pub(crate) fn start_after(&self, progress: u64) -> u64 {
+        progress.max(self.slot_lsn)
+    }
 }
 
 /// All known nodes, in the order of their ids.
@@ -67,7 +79,8 @@ pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>,
         let rows = client.select(
             "SELECT s.subscription_id, s.subscription_name::text, s.provider_node_id, n.node_name::text, \
                     s.provider_dsn, s.slot_name::text, s.enabled, s.replication_sets, s.forward_origins, s.created_at, \
-                    n.node_uid::text, (extract(epoch FROM s.apply_delay) * 1000000)::bigint, s.options \
+                    n.node_uid::text, (extract(epoch FROM s.apply_delay) * 1000000)::bigint, s.options, \
+                    (s.slot_lsn - '0/0'::pg_lsn)::bigint, (s.skip_lsn - '0/0'::pg_lsn)::bigint \
              FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
              WHERE $1 IS NULL OR s.subscription_id = $1 ORDER BY 1",
             None,
@@ -88,6 +101,8 @@ pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>,
                 created_at: row.get::<TimestampWithTimeZone>(10)?.map_or(i64::MIN, i64::from),
                 apply_delay: Duration::from_micros(row.get::<i64>(12)?.unwrap_or_default().max(0) as u64),
                 options: subscriptions::options(row.get::<JsonB>(13)?.ok_or(Error::Null { column: 13 })?)?,
+                skip_lsn: row.get::<i64>(15)?.map(i64::cast_unsigned),
+                slot_lsn: row.get::<i64>(14)?.unwrap_or_default().cast_unsigned(),
             })
         })
         .collect()

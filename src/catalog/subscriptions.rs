@@ -69,13 +69,15 @@ pub(crate) fn by_name(name: &str) -> Result<Option<Subscription>, Error> {
     Ok(all()?.into_iter().find(|subscription| subscription.name == name))
 }
 
-/// Adds a subscription; returns its id. The `id` given is not looked at.
-pub(crate) fn insert(subscription: &Subscription) -> Result<i32, Error> {
+/// Adds a subscription whose slot begins at this position of the provider; returns its id. The `id` given is not looked
+/// at.
+pub(crate) fn insert(subscription: &Subscription, slot_lsn: u64) -> Result<i32, Error> {
     write(
         "INSERT INTO ha.subscription_catalog \
              (subscription_name, provider_node_id, provider_dsn, slot_name, enabled, replication_sets, \
-              forward_origins, apply_delay, options) \
-         VALUES ($1::text::name, $2, $3, $4::text::name, $5, $6, $7, $8 * interval '1 microsecond', $9) \
+              forward_origins, apply_delay, options, slot_lsn) \
+         VALUES ($1::text::name, $2, $3, $4::text::name, $5, $6, $7, $8 * interval '1 microsecond', $9, \
+                 '0/0'::pg_lsn + $10::numeric) \
          RETURNING subscription_id",
         &[
             subscription.name.as_str().into(),
@@ -87,6 +89,7 @@ pub(crate) fn insert(subscription: &Subscription) -> Result<i32, Error> {
             subscription.forward_origins.clone().into(),
             subscription.apply_delay.into(),
             JsonB(subscription.options.to_json()).into(),
+            slot_lsn.cast_signed().into(),
         ],
         |row| row.get(1),
     )?
@@ -134,6 +137,25 @@ pub(crate) fn set_replication_sets(id: i32, sets: &[String]) -> Result<(), Error
     Ok(())
 }
 
+/// Notes that a subscription was made to copy what the tables held.
+pub(crate) fn set_synchronizes_data(id: i32) -> Result<(), Error> {
+    execute(
+        "UPDATE ha.subscription_catalog SET synchronize_data = true WHERE subscription_id = $1",
+        &[id.into()],
+    )?;
+    Ok(())
+}
+
+/// Whether a subscription was made to copy what the tables held.
+pub(crate) fn synchronizes_data(id: i32) -> Result<bool, Error> {
+    read_one(
+        "SELECT synchronize_data FROM ha.subscription_catalog WHERE subscription_id = $1",
+        &[id.into()],
+        |row| row.get(1),
+    )
+    .map(|found| found.unwrap_or(false))
+}
+
 /// Changes how a subscription works.
 pub(crate) fn set_options(
     id: i32,
@@ -151,6 +173,40 @@ pub(crate) fn set_options(
             apply_delay.into(),
             JsonB(options.to_json()).into(),
         ],
+    )?;
+    Ok(())
+}
+
+/// Up to where the provider's transactions are applied, or at least need not be.
+pub(crate) fn progress(id: i32) -> Result<u64, Error> {
+    let progress = "SELECT greatest(max(pg_catalog.pg_replication_origin_progress(o.roname, false)), max(s.slot_lsn)) \
+                           - '0/0'::pg_lsn \
+                      FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
+                      LEFT JOIN ha.origin_ids i ON i.node_uid = n.node_uid AND i.ordinal >= 0 \
+                      LEFT JOIN pg_catalog.pg_replication_origin o ON o.roident = i.roident \
+                     WHERE s.subscription_id = $1";
+    let progress = read_one(&format!("SELECT ({progress})::bigint"), &[id.into()], |row| {
+        row.maybe::<i64>(1)
+    })?;
+    Ok(progress.flatten().unwrap_or_default().cast_unsigned())
+}
+
+/// Notes which transaction is to be passed over, by its end; None: none. False if that was so already.
+pub(crate) fn set_skip(id: i32, lsn: Option<u64>) -> Result<bool, Error> {
+    let changed = execute(
+        "UPDATE ha.subscription_catalog SET skip_lsn = '0/0'::pg_lsn + $2::numeric \
+          WHERE subscription_id = $1 AND skip_lsn IS DISTINCT FROM '0/0'::pg_lsn + $2::numeric",
+        &[id.into(), lsn.map(u64::cast_signed).into()],
+    )?;
+    Ok(changed > 0)
+}
+
+/// Takes out that this transaction is to be passed over, unless another one has been named by now.
+pub(crate) fn forget_skip(id: i32, lsn: u64) -> Result<(), Error> {
+    execute(
+        "UPDATE ha.subscription_catalog SET skip_lsn = NULL \
+          WHERE subscription_id = $1 AND skip_lsn = '0/0'::pg_lsn + $2::numeric",
+        &[id.into(), lsn.cast_signed().into()],
     )?;
     Ok(())
 }

@@ -3,21 +3,25 @@
 //! Everything of a transaction is written into one frame as long as it fits, and sent at its commit: a message of the
 //! walsender costs more than the row in it. A transaction of which nothing is wanted costs nothing on the wire.
 
+mod forward;
 pub(crate) mod relation;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::{
     self, EncodeError, Encoder, List, OldKind, RelationColumn, ReplicaIdentity, Seen,
 };
+use pg_ha_replication::forwarding::{Route, Wanted};
 use pg_ha_replication::options::{self, PluginOptions, ProviderVersions};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
+use forward::Forward;
 pub(crate) use relation::ColumnForm;
 use relation::Published;
 
-use crate::postgres::server;
+use crate::postgres::{server, slot};
 use crate::shared_state;
 
 /// Frames are sent when they pass this size, in bytes; a transaction that fits goes in one.
@@ -25,6 +29,9 @@ const FRAME_LIMIT: usize = 64 * 1024;
 
 /// Prefix of the logical messages that belong to pg_ha; others are applications' own and are not sent.
 pub(crate) const MESSAGE_PREFIX: &str = "pg_ha.";
+
+/// The logical message by which a subscriber learns whether the provider's commits wait for it; `on` or `off`.
+pub(crate) const SYNCHRONOUS_MESSAGE: &str = "pg_ha.synchronous";
 
 /// Why streaming cannot start.
 pub(crate) struct Refusal {
@@ -57,6 +64,9 @@ pub(crate) struct Transaction {
     pub(crate) commit_lsn: u64,
     pub(crate) end_lsn: u64,
     pub(crate) commit_ts: i64,
+    /// The number of its replication origin, 0 for the local node's own, and its position there.
+    pub(crate) origin: u16,
+    pub(crate) origin_lsn: u64,
 }
 
 /// One START_REPLICATION.
@@ -68,7 +78,8 @@ pub(crate) struct Session {
     converts_text: bool,
     encoder: Encoder,
     said_hello: bool,
-    current: Option<Transaction>,
+    forward: Forward,
+    current: Option<(Transaction, Rc<Route>)>,
     began: bool,
     /// Positions of filtered transactions by PostgreSQL's origin number, met since the last look-up of names: names
     /// can be read only inside a transaction, which a filtered one does not open.
@@ -79,6 +90,8 @@ pub(crate) struct Session {
     unsent: Vec<NodeId>,
     /// What the subscriber was last told of tables that several are sent as.
     shapes: HashMap<u32, u64>,
+    /// What the subscriber was last told of whether commits wait for it.
+    synchronous: bool,
 }
 
 impl Session {
@@ -132,6 +145,40 @@ impl Session {
                 "This server was restored to an earlier state. Drop the subscription there and make it again.",
             ));
         }
+        let nodes = shared_state::nodes();
+        let wanted = Wanted::from_names(&options.forward_origins, |name| {
+            let known = nodes.iter().find(|node| node.node_name.as_str() == name)?;
+            NodeId::new(known.node_id).ok()
+        })
+        .map_err(|name| {
+            refuse(
+                format!(
+                    "node \"{}\" wants the changes of node \"{name}\" forwarded, which node \"{}\" does not know",
+                    options.node_name,
+                    local.node_name.as_str()
+                ),
+                "Change forward_origins there with ha.sub_alter_options; ha.nodes shows the nodes that are known here.",
+            )
+        })?;
+        let forward = Forward::new(wanted, options.node_id);
+        // From an older position the server would go on silently where the slot is.
+        let confirmed = Lsn(slot::own_confirmed().unwrap_or_default());
+        if options.applied_lsn < confirmed {
+            return Err(Refusal {
+                code: PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                message: format!(
+                    "gap in the stream: node \"{}\" has applied this node's changes up to {}, but had confirmed them up \
+                     to {confirmed}",
+                    options.node_name, options.applied_lsn
+                ),
+                hint: format!(
+                    "That node was restored to an earlier state, or slot \"{}\" was advanced by hand; what lies between \
+                     cannot be sent again. Drop the subscription there and make it again, then copy its tables anew \
+                     with ha.sub_resync_table.",
+                    slot::own_name()
+                ),
+            });
+        }
         let agreed = options::negotiate(
             &options,
             &ProviderVersions::of_this_build(server::version_number()),
@@ -153,6 +200,7 @@ impl Session {
             converts_text,
             encoder: Encoder::new(),
             said_hello: false,
+            forward,
             current: None,
             began: false,
             met: HashMap::new(),
@@ -160,6 +208,7 @@ impl Session {
             seen: HashMap::new(),
             unsent: Vec::new(),
             shapes: HashMap::new(),
+            synchronous: false,
         })
     }
 
@@ -179,6 +228,12 @@ impl Session {
 
     pub(crate) fn encoder(&mut self) -> &mut Encoder {
         &mut self.encoder
+    }
+
+    /// Whether a record of this origin is left out as it is decoded. Others may still be left out when their transaction
+    /// begins.
+    pub(crate) fn withholds(&self, origin: u16) -> bool {
+        self.forward.withholds(origin)
     }
 
     /// A transaction that came from another origin and is not sent: the local node had applied it by now.
@@ -210,10 +265,33 @@ impl Session {
         });
     }
 
-    /// Nothing is written before the first change that is wanted.
-    pub(crate) fn begin(&mut self, transaction: Transaction) {
-        self.current = Some(transaction);
+    /// Nothing is written before the first change that is wanted. `name` reads an origin's name from the catalog.
+    pub(crate) fn begin(&mut self, transaction: Transaction, name: impl Fn(u16) -> Option<String>) {
+        let route = match transaction.origin {
+            0 => Rc::new(Route::AsOwn),
+            origin => self.forward.route(origin, name),
+        };
         self.began = false;
+        self.current = match *route {
+            Route::Withheld => {
+                self.saw_commit(&transaction);
+                None
+            }
+            _ => Some((transaction, route)),
+        };
+    }
+
+    fn saw_commit(&mut self, transaction: &Transaction) {
+        // Copies have no position.
+        if transaction.origin_lsn != 0 {
+            let position = (transaction.origin_lsn, transaction.commit_ts);
+            self.saw(transaction.origin, position);
+        }
+    }
+
+    /// Whether changes of the transaction that has begun are wanted at all.
+    pub(crate) fn wants_transaction(&self) -> bool {
+        self.current.is_some()
     }
 
     /// Starts a row message; the caller then writes the columns.
@@ -280,9 +358,17 @@ impl Session {
 
     /// Ends the transaction; true if there is something to send.
     pub(crate) fn commit(&mut self) -> Result<bool, EncodeError> {
-        let Some(transaction) = self.current.take() else {
+        let Some((transaction, route)) = self.current.clone() else {
             return Ok(false);
         };
+        let forwarded = matches!(*route, Route::Forwarded { .. });
+        if !self.began && forwarded && self.forward.is_sign_due() {
+            self.ensure_begun()?;
+        }
+        self.current = None;
+        if forwarded {
+            self.saw_commit(&transaction);
+        }
         if !self.began {
             return Ok(false);
         }
@@ -320,6 +406,17 @@ impl Session {
         Ok(true)
     }
 
+    /// Between transactions: tells the subscriber whether commits wait for it, if that has changed; true if it was
+    /// written.
+    pub(crate) fn tell_synchronous(&mut self, synchronous: bool, lsn: u64) -> Result<bool, EncodeError> {
+        if self.synchronous == synchronous {
+            return Ok(false);
+        }
+        self.synchronous = synchronous;
+        let content: &[u8] = if synchronous { b"on" } else { b"off" };
+        self.message(false, lsn, SYNCHRONOUS_MESSAGE, content)
+    }
+
     pub(crate) fn frame_is_full(&self) -> bool {
         self.encoder.len() >= FRAME_LIMIT
     }
@@ -355,7 +452,7 @@ impl Session {
         if self.began {
             return Ok(());
         }
-        let Some(transaction) = self.current else {
+        let Some((transaction, route)) = self.current.clone() else {
             return Ok(());
         };
         self.ensure_hello()?;
@@ -372,13 +469,24 @@ impl Session {
                 }
             })
             .collect();
+        let (origin, origin_lsn, lane, via) = match &*route {
+            Route::Forwarded { origin, via } => (
+                *origin,
+                transaction.origin_lsn,
+                transaction.origin,
+                via.as_slice(),
+            ),
+            _ => (self.node_id, transaction.end_lsn, 0, [].as_slice()),
+        };
         self.encoder.begin(&codec::Begin {
             xid: transaction.xid,
             commit_lsn: Lsn(transaction.commit_lsn),
             end_lsn: Lsn(transaction.end_lsn),
             commit_ts: PgTimestamp(transaction.commit_ts),
-            origin: self.node_id,
-            origin_lsn: Lsn(transaction.end_lsn),
+            origin,
+            origin_lsn: Lsn(origin_lsn),
+            lane,
+            via: List::from(via),
             seen: List::from(seen.as_slice()),
         })
     }

@@ -69,6 +69,8 @@ fn subscription_states() -> TableIterator<
         name!(workers, i32),
         name!(current_action, Option<String>),
         name!(last_error, Option<String>),
+        name!(receiver_pid, Option<i32>),
+        name!(applier_pid, Option<i32>),
     ),
 > {
     TableIterator::new(status::subscriptions().into_iter().map(|row| {
@@ -98,6 +100,8 @@ fn subscription_states() -> TableIterator<
             row.workers,
             row.action,
             row.last_error,
+            row.receiver_pid,
+            row.applier_pid,
         )
     }))
 }

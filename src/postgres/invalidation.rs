@@ -33,12 +33,19 @@ pub(crate) fn register() {
         // SAFETY: registered once, since callbacks cannot be taken back; they need no argument.
         unsafe {
             pg_sys::CacheRegisterRelcacheCallback(Some(noted), pg_sys::Datum::from(0));
-            // A renamed schema renames its tables without touching them.
-            pg_sys::CacheRegisterSyscacheCallback(
-                pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
-                Some(schema_changed),
-                pg_sys::Datum::from(0),
-            );
+            // A renamed schema renames its tables without touching them; what a role is and what it is a member of
+            // decides what may be done with tables.
+            for cache in [
+                pg_sys::SysCacheIdentifier::NAMESPACEOID,
+                pg_sys::SysCacheIdentifier::AUTHOID,
+                pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM,
+            ] {
+                pg_sys::CacheRegisterSyscacheCallback(
+                    cache as i32,
+                    Some(all_changed),
+                    pg_sys::Datum::from(0),
+                );
+            }
         }
     }
 }
@@ -73,10 +80,11 @@ unsafe extern "C-unwind" fn noted(_argument: pg_sys::Datum, relation: pg_sys::Oi
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn schema_changed(
+unsafe extern "C-unwind" fn all_changed(
     _argument: pg_sys::Datum,
     _cache: core::ffi::c_int,
     _hash: pg_sys::uint32,
 ) {
+    GENERATION.set(GENERATION.get() + 1);
     ALL.set(true);
 }

@@ -15,7 +15,7 @@ use crate::decoding::{ColumnForm, Session};
 
 // Exported by the server and not bound by pgrx.
 unsafe extern "C-unwind" {
-    fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+    pub(super) fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
 /// What the changes of a table need.

@@ -261,6 +261,21 @@ pub(crate) fn set(name: &CStr, value: &CStr) {
     }
 }
 
+/// Runs work with another value of a setting of this process.
+pub(crate) fn with_setting<R>(name: &CStr, value: &CStr, work: impl FnOnce() -> R) -> R {
+    // SAFETY: the value is copied before anything can change it.
+    let before = unsafe {
+        let before = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        (!before.is_null()).then(|| CStr::from_ptr(before).to_owned())
+    };
+    set(name, value);
+    let result = work();
+    if let Some(before) = before {
+        set(name, &before);
+    }
+    result
+}
+
 /// Writes the statistics that have gathered, if it is time to.
 pub(crate) fn report_statistics() {
     // SAFETY: outside a transaction.

@@ -133,6 +133,8 @@ pub(crate) struct SubscriptionRow {
     pub(crate) workers: i32,
     pub(crate) action: Option<String>,
     pub(crate) last_error: Option<String>,
+    pub(crate) receiver_pid: Option<i32>,
+    pub(crate) applier_pid: Option<i32>,
 }
 
 /// One row per subscription that the supervisor knows.
@@ -156,7 +158,8 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                 0 => Some(0),
                 _ => (applied_commit != 0).then(|| (postgres::now() - applied_commit).max(0)),
             };
-            let running = [&place.receiver_pid, &place.applier_pid];
+            let [receiver_pid, applier_pid] = [&place.receiver_pid, &place.applier_pid]
+                .map(|pid| Some(pid.load(Acquire)).filter(|pid| *pid != 0));
             SubscriptionRow {
                 id: place.id.load(Acquire),
                 status: place.status().as_str(),
@@ -173,8 +176,12 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.skipped),
                     count(&place.retries),
                 ],
-                workers: (running.iter().filter(|pid| pid.load(Acquire) != 0).count()
-                    + copies::of(place.id.load(Acquire)).count()) as i32,
+                workers: ([receiver_pid, applier_pid].iter().flatten().count()
+                    + copies::of(place.id.load(Acquire))
+                        .filter(|copy| copy.leads())
+                        .count()) as i32,
+                receiver_pid,
+                applier_pid,
                 action: text.action.to_option(),
                 last_error: text.last_error.to_option(),
             }

@@ -6,7 +6,8 @@ use pg_ha_replication::subscription_options::{KEYS, SubscriptionOptionError};
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::{Value, json};
 
-use super::{arguments, subscription_changes};
+use super::{arguments, forward_origins, require_local_node, subscription_changes};
+use crate::catalog::nodes;
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::postgres::error::{Answer, Report};
@@ -14,7 +15,7 @@ use crate::postgres::xact;
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 7] = KEYS;
+const NOT_YET: [&str; 3] = ["streaming", "two_phase", "workers"];
 
 /// Changes options of a subscription; false if they were so already.
 pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) -> Answer<bool> {
@@ -39,6 +40,16 @@ pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) ->
     if new == subscription {
         return Ok(false);
     }
+    if new.forward_origins != subscription.forward_origins {
+        let provider = nodes::by_id(new.provider_node_id)?.map_or_else(String::new, |node| node.node_name);
+        let local = require_local_node()?;
+        forward_origins::require_at(
+            &new.provider_dsn,
+            &new.forward_origins,
+            &provider,
+            &local.node_name,
+        )?;
+    }
     subscriptions::set_options(new.id, &new.forward_origins, new.apply_delay, &new.options)?;
     xact::after_commit(move || {
         shared_state::catalog_changed();
@@ -54,13 +65,18 @@ pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) ->
 
 /// Microseconds of a delay that can be waited for.
 fn apply_delay(text: &str) -> Answer<i64> {
-    match subscriptions::interval_length(text)? {
+    checked_delay(subscriptions::interval_length(text)?, text)
+}
+
+/// A length in microseconds, if there is one and it can be waited for.
+pub(super) fn checked_delay(length: Option<i64>, given: &str) -> Answer<i64> {
+    match length {
         Some(length) if length >= 0 => Ok(length),
         _ => Err(Report::new(
             Code::ERRCODE_INVALID_PARAMETER_VALUE,
             "apply_delay must not be negative or infinite",
         )
-        .detail(format!("The value given is \"{text}\"."))
+        .detail(format!("The value given is \"{given}\"."))
         .hint("Give it an interval such as '5 minutes', or '0' for no delay.")),
     }
 }
@@ -87,9 +103,6 @@ fn is_default(key: &str, value: &Value) -> bool {
     match key {
         "two_phase" | "streaming" => value == &json!(false) || value.is_null(),
         "workers" => value == &json!(1) || value.is_null(),
-        "run_as" => value == &json!("subscription_owner") || value.is_null(),
-        "forward_origins" => value == &json!([]) || value.is_null(),
-        "apply_delay" => value == &json!("0") || value.is_null(),
         _ => value.is_null(),
     }
 }

@@ -88,7 +88,7 @@ impl SubscriptionOptions {
         self.workers.unwrap_or(1)
     }
 
-    /// How many tables are copied at once, 1 to [`MAX_WORKERS`]. None: as many as `ha.sync_workers` says.
+    /// How many processes copy tables at once, 1 to [`MAX_WORKERS`]. None: as many as `ha.sync_workers` says.
     pub fn copy_workers(&self) -> Option<u16> {
         self.copy_workers
     }

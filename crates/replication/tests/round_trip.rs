@@ -137,6 +137,7 @@ proptest! {
         numbers in any::<(u16, u32, u64, u64, i64, u32, bool)>(),
         (node, origin) in (node_ids(), node_ids()),
         seen in prop::collection::vec(seen(), 0..5),
+        via in prop::collection::vec(node_ids(), 0..4),
         oids in prop::collection::vec(any::<u32>(), 0..5),
         types in prop::collection::vec((any::<String>(), any::<i32>(), any::<u8>()), 0..5),
         content in prop::collection::vec(any::<u8>(), 0..200),
@@ -159,7 +160,7 @@ proptest! {
             }),
             Message::Begin(Begin {
                 xid: number, commit_lsn: Lsn(lsn), end_lsn: Lsn(end), commit_ts: PgTimestamp(time), origin,
-                origin_lsn: Lsn(end), seen: List::from(&seen[..]),
+                origin_lsn: Lsn(end), lane: small, via: List::from(&via[..]), seen: List::from(&seen[..]),
             }),
             Message::Relation(Relation {
                 id: number, namespace: &texts[0], name: &texts[1], replica_identity: identity,

@@ -1,5 +1,7 @@
 //! The scenarios, one family per file. Each opens with the failure it guards against.
 
+mod apply_as_owner;
+mod apply_held;
 mod apply_stops;
 mod backlog;
 mod bad_input_drop_database;
@@ -9,9 +11,13 @@ mod bad_input_settings;
 mod conflict_lww;
 mod copies;
 mod copies_cut_off;
+mod copies_many;
+mod copies_versions;
 mod crash_anything;
 mod crash_apply;
+mod every_type;
 mod false_missing;
+mod forwarding;
 mod least_privilege_tls;
 mod many_tables;
 mod mixed_sets;
@@ -22,10 +28,13 @@ mod partition_heals;
 mod provider_gone;
 mod random_changes;
 mod self_check;
+mod sequences;
 mod shapes;
+mod slots;
 mod slow_and_full;
 mod stream_and_ddl;
 mod support;
+mod types;
 mod walkthrough;
 mod wrong_clock;
 
@@ -40,20 +49,28 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_versions::SCENARIOS,
         many_tables::SCENARIOS,
         copies::SCENARIOS,
+        copies_many::SCENARIOS,
+        copies_versions::SCENARIOS,
         crash_anything::SCENARIOS,
         copies_cut_off::SCENARIOS,
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
+        forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
+        apply_as_owner::SCENARIOS,
+        apply_held::SCENARIOS,
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,
+        sequences::SCENARIOS,
         shapes::SCENARIOS,
         stream_and_ddl::SCENARIOS,
+        types::SCENARIOS,
+        slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,

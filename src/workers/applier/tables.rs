@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use pg_ha_replication::codec;
+use pg_ha_replication::once::Shape;
 
 use crate::catalog::{self, subscription_tables};
 use crate::postgres::apply::target::{RemoteTable, Target};
@@ -27,6 +28,7 @@ pub(in crate::workers) enum Gate {
 /// A table of the provider.
 pub(in crate::workers) struct Known {
     remote: Rc<RemoteTable>,
+    shape: Rc<Shape>,
     gate: Gate,
     /// Its local counterpart, until that changes.
     target: Option<Target>,
@@ -74,6 +76,7 @@ impl Tables {
         let remote = RemoteTable::new(relation);
         let known = Known {
             gate: gate(&self.gates, &remote),
+            shape: Rc::new(shape(&remote)),
             remote: Rc::new(remote),
             target: None,
             counters: None,
@@ -162,7 +165,7 @@ impl Tables {
             if let Some(target) = self.known.get(&id).and_then(|known| known.target.as_ref())
                 && target.oid == oid
             {
-                return Ok(Opened::open(target));
+                return Opened::open(target);
             }
         }
     }
@@ -178,6 +181,12 @@ impl Tables {
             known.target = Some(target);
         }
         Ok(())
+    }
+
+    /// By what changes of the table are recognised when they come again.
+    pub(in crate::workers) fn shape(&self, id: u32) -> Result<Rc<Shape>, ApplyError> {
+        let known = self.known.get(&id).ok_or(ApplyError::UnknownTable(id))?;
+        Ok(Rc::clone(&known.shape))
     }
 
     pub(in crate::workers) fn target(&self, id: u32) -> Result<&Target, ApplyError> {
@@ -217,6 +226,13 @@ impl Tables {
             }
         }
     }
+}
+
+fn shape(remote: &RemoteTable) -> Shape {
+    // Where whole rows are the identity there may be several alike.
+    let columns = remote.columns.iter();
+    let columns = columns.map(|column| (column.name.as_str(), column.key && !remote.full_identity));
+    Shape::new(&remote.namespace, &remote.name, columns)
 }
 
 fn gate(gates: &HashMap<(String, String), Gate>, remote: &RemoteTable) -> Gate {

@@ -146,6 +146,8 @@ fn begin<'a>(r: &mut Reader<'a>) -> Result<Begin<'a>, Fault> {
         commit_ts: PgTimestamp(r.i64()?),
         origin: r.node_id()?,
         origin_lsn: r.lsn()?,
+        lane: r.u16()?,
+        via: List::read(r)?,
         seen: List::read(r)?,
     })
 }

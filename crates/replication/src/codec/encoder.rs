@@ -130,6 +130,8 @@ impl Encoder {
             out.extend_from_slice(&begin.commit_ts.0.to_le_bytes());
             out.extend_from_slice(&begin.origin.get().to_le_bytes());
             out.extend_from_slice(&begin.origin_lsn.0.to_le_bytes());
+            out.extend_from_slice(&begin.lane.to_le_bytes());
+            begin.via.write(out)?;
             begin.seen.write(out)
         })
     }

@@ -83,6 +83,11 @@ pub struct Begin<'a> {
     pub origin: NodeId,
     /// Its commit position at its origin; the same as `end_lsn` where the provider is the origin.
     pub origin_lsn: Lsn,
+    /// The provider's number for the way on which it came there: 0 for its own transactions. Those of one lane come in
+    /// the order of their positions at their origin; a number means one lane for good.
+    pub lane: u16,
+    /// The nodes between the origin and the provider that it passed, in that order.
+    pub via: List<'a, NodeId>,
     /// How far the writer's node had applied each other origin: only entries that changed since they were last sent in
     /// this session.
     pub seen: List<'a, Seen>,

@@ -15,7 +15,7 @@
 //! | tag | message | body |
 //! |---|---|---|
 //! | `H` | [`Hello`] | protocol u16, server_version_num u32, node_id u16, system_identifier u64, flags u32, strings: extension_version, node_name, encoding |
-//! | `B` | [`Begin`] | xid u32, commit_lsn u64, end_lsn u64, commit_ts i64, origin u16, origin_lsn u64, list of (origin u16, lsn u64, timestamp i64) |
+//! | `B` | [`Begin`] | xid u32, commit_lsn u64, end_lsn u64, commit_ts i64, origin u16, origin_lsn u64, lane u16, list of node u16, list of (origin u16, lsn u64, timestamp i64) |
 //! | `C` | [`Commit`] | commit_lsn u64, end_lsn u64, commit_ts i64, wal_end u64 |
 //! | `R` | [`Relation`] | id u32, replica identity u8 (`d`, `i`, `f`, `n`), strings: namespace, name, list of columns: flags u8, type_oid u32, typmod i32, strings: name, type_namespace, type_name |
 //! | `I` | [`Insert`] | relation u32, tuple |

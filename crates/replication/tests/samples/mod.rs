@@ -24,6 +24,7 @@ pub(crate) fn all() -> Result<Vec<(&'static str, Vec<u8>)>, EncodeError> {
         ("old_rows", old_rows),
         ("truncate_and_logical", truncate_and_logical),
         ("empty_transaction", empty_transaction),
+        ("forwarded_transaction", forwarded_transaction),
     ] {
         let mut encoder = Encoder::new();
         write(&mut encoder)?;
@@ -40,6 +41,8 @@ fn begin<'a>(seen: &'a [Seen]) -> Begin<'a> {
         commit_ts: COMMIT.commit_ts,
         origin: NodeId::MAX,
         origin_lsn: COMMIT.end_lsn,
+        lane: 0,
+        via: List::EMPTY,
         seen: List::from(seen),
     }
 }
@@ -179,5 +182,16 @@ fn truncate_and_logical(encoder: &mut Encoder) -> Result<(), EncodeError> {
 
 fn empty_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
     encoder.begin(&begin(&[]))?;
+    encoder.commit(&COMMIT)
+}
+
+fn forwarded_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
+    encoder.begin(&Begin {
+        origin: NodeId::MIN,
+        origin_lsn: Lsn(0x77),
+        lane: 5,
+        via: List::from(&[NodeId::MAX, NodeId::MIN][..]),
+        ..begin(&[])
+    })?;
     encoder.commit(&COMMIT)
 }
