@@ -24,15 +24,19 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((state, parent))
 }
 
-/// The processor time that the replicating processes of a server have used that run now.
-pub(crate) fn replication_time(parent: u32) -> Duration {
+/// The replicating processes of a server: its walsenders and pg_ha's workers.
+pub(crate) fn replicating(parent: u32) -> Vec<u32> {
     let replicates = |pid: &u32| {
         let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         title.contains("pg_ha ") || title.contains("walsender")
     };
-    let used: u64 = children(parent)
+    children(parent).into_iter().filter(replicates).collect()
+}
+
+/// The processor time that the replicating processes of a server have used that run now.
+pub(crate) fn replication_time(parent: u32) -> Duration {
+    let used: u64 = replicating(parent)
         .into_iter()
-        .filter(replicates)
         .map(|pid| ticks(pid, 11..13))
         .sum();
     Duration::from_millis(used * 10)
@@ -53,6 +57,13 @@ fn ticks(pid: u32, fields: std::ops::Range<usize>) -> u64 {
         .split_whitespace()
         .map(|field| field.parse().unwrap_or(0));
     numbers.skip(fields.start).take(fields.len()).sum::<u64>()
+}
+
+/// What a process holds for itself alone, in kilobytes.
+pub(crate) fn own_memory(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Runs or can run: neither gone nor a zombie that only waits to be collected.

@@ -163,6 +163,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut spool = Spool::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
+    let mut statistics = worker::Statistics::new();
     let mut forgot = saved;
     loop {
         worker::heed_signals(0);
@@ -210,13 +211,13 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     published = Instant::now();
                     positions.publish(!apply.in_transaction())?;
                     if !apply.in_transaction() {
-                        worker::report_statistics();
+                        statistics.write();
                     }
                 }
             }
             Taken::Detached => return Ok(()),
             Taken::Empty => {
-                let next = positions.publish(!apply.in_transaction())?;
+                let mut next = positions.publish(!apply.in_transaction())?;
                 published = Instant::now();
                 if saved.elapsed() >= SAVE_PAUSE
                     && let Some(seen) = apply.take_changed_seen()
@@ -225,8 +226,10 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     // Without the file a stream that starts again reports more than it should; nothing is lost.
                     let _ = seen_file::save(id, seen.iter());
                 }
-                if !apply.in_transaction() {
-                    worker::report_statistics();
+                if !apply.in_transaction()
+                    && let Some(left) = statistics.write()
+                {
+                    next = next.min(left);
                 }
                 latch::wait(next);
             }

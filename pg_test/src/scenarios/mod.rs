@@ -3,12 +3,14 @@
 mod apply_as_owner;
 mod apply_held;
 mod apply_stops;
+mod backlog;
 mod bad_input_drop_database;
 mod bad_input_dsn;
 mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_cut_off;
 mod copies_many;
 mod copies_versions;
 mod crash_anything;
@@ -31,6 +33,7 @@ mod sequences;
 mod shapes;
 mod slots;
 mod slow_and_full;
+mod stream_and_ddl;
 mod streamed;
 mod support;
 mod toast;
@@ -53,6 +56,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         copies_many::SCENARIOS,
         copies_versions::SCENARIOS,
         crash_anything::SCENARIOS,
+        copies_cut_off::SCENARIOS,
+        backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
         partition_heals::SCENARIOS,
@@ -67,6 +72,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         sequences::SCENARIOS,
         shapes::SCENARIOS,
+        stream_and_ddl::SCENARIOS,
         types::SCENARIOS,
         replica_semantics::SCENARIOS,
         toast::SCENARIOS,

@@ -51,6 +51,10 @@ pub(super) fn open_snapshot(
     let no_limit = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
                      WHERE name = 'transaction_timeout'";
     connection.query(no_limit, 1).map_err(Failure::Refused)?;
+    // A provider that cannot get rid of rows must notice as well, or it would keep the slot until its system gives up.
+    let give_up = "SELECT pg_catalog.set_config('tcp_user_timeout', setting || unit, false) FROM pg_catalog.pg_settings \
+                    WHERE name = 'wal_sender_timeout' AND pg_catalog.current_setting('tcp_user_timeout') IN ('0', '0ms')";
+    connection.query(give_up, 1).map_err(Failure::Refused)?;
     for (name, value) in CANONICAL {
         let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
         let command = format!("SET {name} = {}", literal(&value));
