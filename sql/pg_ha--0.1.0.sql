@@ -149,23 +149,21 @@ COMMENT ON VIEW ha.status_sequences IS
 CREATE FUNCTION ha.forget_dropped_tables() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
+DECLARE
+    -- As arrays, by which indexes are searched: a join would read all of a large set for each dropped table.
+    tables oid[] := ARRAY(
+        SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND d.object_type = 'table' AND NOT d.is_temporary);
+    sequences oid[] := ARRAY(
+        SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND d.object_type = 'sequence' AND NOT d.is_temporary);
 BEGIN
-    DELETE FROM ha.replication_set_tables t
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = t.relation;
-    DELETE FROM ha.row_versions v
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = v.relation;
-    DELETE FROM ha.replication_set_sequences t
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = t.relation;
-    DELETE FROM ha.sequence_states s
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'sequence' AND NOT d.is_temporary AND d.objid = s.relation;
+    DELETE FROM ha.replication_set_tables t WHERE t.relation = ANY (tables);
+    DELETE FROM ha.row_versions v WHERE v.relation = ANY (tables);
+    DELETE FROM ha.replication_set_sequences t WHERE t.relation = ANY (sequences);
+    DELETE FROM ha.sequence_states s WHERE s.relation = ANY (sequences);
 END
 $$;
 COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables and sequences out of their replication sets';
@@ -240,6 +238,31 @@ CREATE TABLE ha.row_versions (
 );
 COMMENT ON TABLE ha.row_versions IS
     'the true versions (commit time and id of the origin''s founding node) of rows that a copy brought and that were younger than ha.conflict_horizon then; key: a digest of the row''s key';
+
+CREATE TABLE ha.copied_progress (
+    table_id integer NOT NULL REFERENCES ha.subscription_tables (table_id) ON DELETE CASCADE,
+    node_id  integer NOT NULL,
+    node_uid uuid NOT NULL,
+    lsn      pg_lsn NOT NULL,
+    PRIMARY KEY (table_id, node_id)
+);
+COMMENT ON TABLE ha.copied_progress IS
+    'for each table that was copied, what the copy contains of nodes other than its provider: everything that such a node committed before lsn of its own WAL and that the provider receives from it';
+
+-- Its origin numbers are read from shared memory, which only superusers may.
+CREATE FUNCTION ha.applied_progress(OUT node_id integer, OUT node_uid uuid, OUT lsn pg_lsn) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT n.node_id, n.node_uid, max(s.remote_lsn)
+      FROM ha.origin_ids o
+      JOIN ha.node_catalog n ON n.node_id = o.node_id AND n.node_uid = o.node_uid
+      JOIN pg_show_replication_origin_status() s (local_id, external_id, remote_lsn, local_lsn)
+        ON s.local_id = o.roident
+     WHERE o.ordinal >= 0 AND s.remote_lsn > '0/0'
+     GROUP BY 1, 2
+$$;
+COMMENT ON FUNCTION ha.applied_progress() IS
+    'how far this node has applied what others committed themselves, by positions in their WAL';
 
 -- Nodes: functions --------------------------------------------------------------------------------------------
 
@@ -763,7 +786,7 @@ GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
     ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables,
-    ha.row_versions, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
+    ha.row_versions, ha.copied_progress, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 
@@ -771,4 +794,5 @@ GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node
 -- membership in ha_replication means being trusted as a node.
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.origin_ids,
     ha.row_versions TO ha_replication;
-GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]) TO ha_replication;
+GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]),
+    ha.applied_progress() TO ha_replication;

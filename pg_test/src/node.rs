@@ -236,6 +236,16 @@ impl Node {
         }
     }
 
+    /// What the server has used of the processors since it started.
+    pub(crate) fn processor_time(&self) -> Result<std::time::Duration> {
+        Ok(process::processor_time(self.pid()?))
+    }
+
+    /// What its walsenders and pg_ha's workers that run now have used.
+    pub(crate) fn replication_time(&self) -> Result<std::time::Duration> {
+        Ok(process::replication_time(self.pid()?))
+    }
+
     pub(crate) fn is_frozen(&self) -> bool {
         self.state().frozen
     }

@@ -113,6 +113,10 @@ impl Stage {
         self.random.borrow_mut().choice(from)
     }
 
+    pub(crate) fn shuffle<T>(&self, all: &mut [T]) {
+        self.random.borrow_mut().shuffle(all);
+    }
+
     /// Status rows and log tails of all nodes, for a failure.
     pub(crate) fn describe(&self) -> String {
         self.clusters

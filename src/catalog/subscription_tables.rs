@@ -326,6 +326,22 @@ pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
     .ok_or(Error::Null { column: 1 })
 }
 
+/// Keeps others from writing to a table until the end of the transaction. A table that does not exist is not locked.
+pub(crate) fn lock(qualified_name: &str) -> Result<(), Error> {
+    let exists = read_one(
+        "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
+        &[qualified_name.into()],
+        |row| row.get::<bool>(1),
+    )?;
+    if exists == Some(true) {
+        execute(
+            &format!("LOCK TABLE {qualified_name} IN SHARE ROW EXCLUSIVE MODE"),
+            &[],
+        )?;
+    }
+    Ok(())
+}
+
 /// Gives back the room of an ordinary table that holds no rows, where it is much: what a copy that failed left behind
 /// would otherwise stand before the rows of the next one.
 pub(crate) fn shrink(qualified_name: &str) -> Result<(), Error> {

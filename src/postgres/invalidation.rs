@@ -4,13 +4,14 @@
 //! using it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 thread_local! {
     // A backend is single-threaded, and nothing that holds one of these reads a catalog.
-    static NOTED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    static NOTED: RefCell<HashSet<pg_sys::Oid>> = RefCell::new(HashSet::new());
     static ALL: Cell<bool> = const { Cell::new(false) };
     static GENERATION: Cell<u64> = const { Cell::new(0) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -23,7 +24,7 @@ const LIMIT: usize = 10_000;
 pub(crate) enum Invalidated {
     Nothing,
     All,
-    Relations(Vec<pg_sys::Oid>),
+    Relations(HashSet<pg_sys::Oid>),
 }
 
 /// Starts noting in this process.
@@ -73,7 +74,7 @@ unsafe extern "C-unwind" fn noted(_argument: pg_sys::Datum, relation: pg_sys::Oi
         if relation == pg_sys::InvalidOid || noted.len() >= LIMIT {
             ALL.set(true);
         } else {
-            noted.push(relation);
+            noted.insert(relation);
         }
     });
 }

@@ -14,7 +14,7 @@ use super::error::Report;
 use super::invalidation::{self, Invalidated};
 use super::origin::Origin;
 use super::row_filter::{self, RowFilter, Verdict};
-use super::{publication, values, version};
+use super::{publication, values, version, worker};
 use crate::decoding::relation::Published;
 use crate::decoding::{Change, ColumnForm, Session, Transaction};
 
@@ -70,6 +70,10 @@ unsafe extern "C-unwind" fn startup(
             Ok(session) => session,
             Err(refusal) => refusal.raise(),
         };
+        // Whatever the role's, the database's and the server's own are.
+        for (name, value) in values::CANONICAL {
+            worker::set(name, value);
+        }
         invalidation::register();
         let scratch = pg_sys::AllocSetContextCreateInternal(
             (*ctx).context,
@@ -225,7 +229,7 @@ unsafe extern "C-unwind" fn truncate(
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         let relations: Vec<pg_sys::Relation> =
             (0..count as usize).map(|index| *relations.add(index)).collect();
-        let oids: Vec<u32> = relations
+        let oids: HashSet<u32> = relations
             .iter()
             .map(|relation| (**relation).rd_id.to_u32())
             .collect();

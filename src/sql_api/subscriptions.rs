@@ -23,7 +23,7 @@ use super::{
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
-use crate::catalog::{self, subscriptions};
+use crate::catalog::{self, copied_progress, subscriptions};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
 use crate::network;
@@ -122,6 +122,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         apply_delay,
         options: SubscriptionOptions::default(),
     };
+    warn_of_gap(&provider, slot_lsn)?;
     let id = subscriptions::insert(&new, slot_lsn)?;
     sequences::set_all(&sequences)?;
     if synchronize_data {
@@ -156,6 +157,27 @@ fn interval_length(interval: &Interval) -> Option<i64> {
     days.checked_mul(DAY)?
         .checked_add(years)?
         .checked_add(interval.micros())
+}
+
+/// Tables that were copied from another node before this slot was made may lack changes of this provider: those that the
+/// other node had not got when it was copied, and that the slot does not hold any more.
+fn warn_of_gap(provider: &Node, slot_lsn: u64) -> Answer<()> {
+    let (count, example) = copied_progress::behind(&provider.node_uid, slot_lsn)?;
+    if let (true, Some(example)) = (count > 0, example) {
+        Report::new(
+            Code::ERRCODE_WARNING,
+            format!(
+                "changes of node \"{}\" may be missing in {count} tables that were copied from another node",
+                provider.node_name
+            ),
+        )
+        .detail(format!(
+            "{example} was copied when that node had not applied all that the new slot does not hold."
+        ))
+        .hint("Copy these tables again with ha.sub_resync_table. Next time subscribe to all other nodes first, with enabled => false.")
+        .warn();
+    }
+    Ok(())
 }
 
 fn require_room(name: &str, existing: &[Subscription]) -> Answer<()> {

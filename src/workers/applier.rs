@@ -9,6 +9,7 @@
 //! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
 //! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
 
+mod counts;
 mod delay;
 mod gates;
 mod positions;
@@ -28,8 +29,10 @@ use pgrx::prelude::*;
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
 use crate::durable::seen as seen_file;
+use crate::postgres::apply::table::Look;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
+use crate::postgres::values::CANONICAL;
 use crate::postgres::worker::{self, Caught};
 use crate::postgres::{self, apply, latch};
 use crate::settings;
@@ -104,12 +107,13 @@ pub(super) fn settle() {
     worker::set(c"session_replication_role", c"replica");
     // Policies are never applied silently.
     worker::set(c"row_security", c"on");
-    // Names come qualified.
-    worker::set(c"search_path", c"");
-    // Values that come as text are in the form that the provider's session wrote.
-    worker::set(c"datestyle", c"ISO");
-    worker::set(c"intervalstyle", c"postgres");
-    worker::set(c"extra_float_digits", c"3");
+    // Values that come as text mean what the provider's session meant. The time zone is this database's own: values
+    // come with theirs, and it is what defaults and triggers count days by.
+    for (name, value) in CANONICAL {
+        if name != c"timezone" {
+            worker::set(name, value);
+        }
+    }
     // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
     worker::set(c"synchronous_commit", c"off");
     // Nobody is there to answer for a slow statement or an idle transaction.
@@ -145,6 +149,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
     let mut positions = Positions::new(place, origin, start);
     postgres::apply::acting::run_as(subscription.options.run_as());
+    let mut leaps = Leaps::default();
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);
@@ -190,7 +195,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                         gates.attend(positions.applied(), apply.tables())?;
                     }
                 }
-                take(&mut apply, &mut positions, message)?;
+                take(&mut apply, &mut positions, &mut leaps, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
                     published = Instant::now();
@@ -232,7 +237,12 @@ fn frame(message: &[u8]) -> Option<&[u8]> {
 }
 
 /// One message of the queue.
-fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<(), String> {
+fn take(
+    apply: &mut Apply,
+    positions: &mut Positions,
+    leaps: &mut Leaps,
+    message: &[u8],
+) -> Result<(), String> {
     let Some((head, payload)) = message.split_at_checked(HEADER) else {
         return Err("the queue holds a message that is too short".to_owned());
     };
@@ -249,21 +259,37 @@ fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<
         return Ok(());
     }
     let mut attempt = 0;
+    let mut again = false;
+    // Only what can be tried again may go without a look.
+    let mut look = if apply.in_transaction() {
+        Look::First
+    } else {
+        leaps.next()
+    };
     loop {
         let whole = !apply.in_transaction();
-        match worker::catch(|| apply.frame(payload, attempt > 0, positions)) {
+        match worker::catch(|| apply.frame(payload, again, look, positions)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();
                 return Err(told(&error.to_string(), apply));
             }
+            Err(caught)
+                if look == Look::Never && caught.sqlstate == PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION =>
+            {
+                leaps.missed();
+                look = Look::First;
+                again = true;
+                apply::context::take_place();
+                apply.forget_open_transaction();
+            }
             Err(caught) => {
-                let again = whole && attempt < RETRIES && passing(&caught);
-                if !again {
+                if !whole || attempt >= RETRIES || !passing(&caught) {
                     return Err(told(&caught.describe(), apply));
                 }
                 attempt += 1;
-                apply::failed_value::take();
+                again = true;
+                apply::context::take_place();
                 positions.place().retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
                 latch::wait(Duration::from_millis(10 << attempt));
@@ -280,11 +306,35 @@ fn told(error: &str, stream: &Apply) -> String {
         Some(beginning) if error.len() > LONGEST => format!("{beginning} ..."),
         _ => error.to_owned(),
     };
-    let value = match apply::failed_value::take() {
+    let value = match apply::context::take_place() {
         Some(value) => format!("; {value}"),
         None => String::new(),
     };
     format!("{shown}{value}{}", stream.where_it_stands())
+}
+
+/// Inserts without a look, as long as that goes well.
+#[derive(Default)]
+struct Leaps {
+    /// So many transactions look first.
+    careful: u32,
+}
+
+impl Leaps {
+    /// Where one insert found its row to be there, others will: each costs an aborted transaction.
+    const CAREFUL: u32 = 1000;
+
+    fn next(&mut self) -> Look {
+        if self.careful == 0 {
+            return Look::Never;
+        }
+        self.careful -= 1;
+        Look::First
+    }
+
+    fn missed(&mut self) {
+        self.careful = Self::CAREFUL;
+    }
 }
 
 /// Errors that another attempt may not meet: deadlock, serialization, a unique key that a local transaction took

@@ -12,6 +12,7 @@
 //! overwritten, before the copy does not win here when it arrives late from a third node.
 
 mod catch_up;
+mod others;
 mod provider;
 
 use std::cell::Cell;
@@ -25,8 +26,9 @@ use pgrx::prelude::*;
 
 use crate::catalog::plan::{self, PlannedSubscription};
 use crate::catalog::subscription_tables::{self as catalog, ExistingRows, PendingTable};
-use crate::catalog::{self as catalogs, deferred_indexes, origins, row_versions};
+use crate::catalog::{self as catalogs, copied_progress, deferred_indexes, origins, row_versions};
 use crate::durable::events::{self, Severity};
+use crate::postgres::apply::context::take_place;
 use crate::postgres::apply::target::Target;
 use crate::postgres::apply::{self, ApplyError, versions};
 use crate::postgres::copy::{self as copy_in, Format};
@@ -267,7 +269,10 @@ fn perform(work: &Work) -> Result<(), Failure> {
             }
             _ => Failure::Raised(match copy_in::take_error_context() {
                 Some(context) => format!("{}; {context}", caught.describe()),
-                None => caught.describe(),
+                None => match take_place() {
+                    Some(place) => format!("{place}: {}", caught.describe()),
+                    None => caught.describe(),
+                },
             }),
         }),
     }
@@ -284,6 +289,7 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
         work.pieces[0].table.table_id,
         worker::process_id()
     );
+    let progress = others::wait_for_provider(work, connection)?;
     let mut moment = provider::open_snapshot(
         connection,
         &slot,
@@ -310,6 +316,7 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
         if !noted {
             return Err(Failure::Unwanted);
         }
+        worker::with_latest_snapshot(|| copied_progress::note(piece.table.table_id, &progress))?;
     }
     worker::set(c"lock_timeout", c"0");
     commit(work, moment.horizon)?;

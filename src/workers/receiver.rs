@@ -67,6 +67,11 @@ enum Ended {
     Closed,
     #[error("the provider has been silent for {0} s (wal_receiver_timeout)")]
     Silent(u64),
+    #[error(
+        "the provider is stopping and waits to hear that everything is applied here, which will not be soon: its \
+         changes wait here for apply_delay or for a lock"
+    )]
+    ProviderStopping,
     #[error("the applier ended")]
     ApplierGone,
     #[error("all max_worker_processes are in use, so no applier can be started")]
@@ -79,9 +84,12 @@ impl Ended {
     /// What the subscription shows.
     fn status(&self, place: &layout::Subscription) -> Option<Status> {
         match self {
-            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
-                Some(Status::Down)
-            }
+            Ended::Unreachable(_)
+            | Ended::Lost(_)
+            | Ended::Closed
+            | Ended::Silent(_)
+            | Ended::ProviderStopping
+            | Ended::NoWorker => Some(Status::Down),
             Ended::Refused(_) | Ended::SlotMissing(_) | Ended::LostSlot(_) | Ended::Catalog(_) => {
                 Some(Status::Failed)
             }
@@ -255,6 +263,7 @@ fn pump(
     let mut reporter = Reporter::new(connection.status_sender());
     let mut silence = Silence::new();
     let mut applier = ApplierWatch::new();
+    let mut urgency = Urgency::default();
     loop {
         worker::heed_signals(0);
         if !place.is_wanted() {
@@ -308,6 +317,9 @@ fn pump(
                 return Err(Ended::ApplierGone);
             }
             layout::Subscription::raise(&place.received_lsn, position);
+            if reply && urgency.is_hopeless(place.applied_lsn.load(Acquire)) {
+                return Err(Ended::ProviderStopping);
+            }
             // A stream that never pauses must not keep the provider waiting for an answer.
             if reply || reporter.is_due() {
                 reporter.report(place, reply).map_err(lost)?;
@@ -344,6 +356,32 @@ impl ApplierWatch {
         let runs = place.applier_pid.load(Acquire) != 0;
         self.seen |= runs;
         !runs && (self.seen || self.since.elapsed() > APPLIER_START)
+    }
+}
+
+/// A provider that stops asks again and again how far we are, and does not end before we have everything. That would be
+/// for ever while the applier waits for something else; what it has not applied is sent again.
+#[derive(Default)]
+struct Urgency {
+    /// When it began to ask without a pause, when it asked last, and how far the applier was at the beginning.
+    asked: Option<(Instant, Instant, u64)>,
+}
+
+impl Urgency {
+    /// A provider that runs does not ask twice in this time.
+    const PAUSE: Duration = Duration::from_millis(500);
+    /// How long nothing may be applied while it asks.
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    /// The provider asks; `applied`: how far the applier is.
+    fn is_hopeless(&mut self, applied: u64) -> bool {
+        let now = Instant::now();
+        let since = match self.asked {
+            Some((since, last, then)) if last.elapsed() < Self::PAUSE && then == applied => since,
+            _ => now,
+        };
+        self.asked = Some((since, now, applied));
+        now.duration_since(since) >= Self::PATIENCE
     }
 }
 

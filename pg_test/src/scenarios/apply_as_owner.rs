@@ -164,7 +164,7 @@ fn mallory_has_nothing(two: &Node, database: &str, when: &str, places: &[&str]) 
 }
 
 fn code(stage: &Stage) -> Result<()> {
-    let cluster = stage.cluster(Plan::nodes(2))?;
+    let cluster = stage.cluster(Plan::nodes(2).with("ha.retry_max", "1s"))?;
     cluster.create_nodes()?;
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
     let database = cluster.database.as_str();
@@ -288,7 +288,7 @@ fn stops_until(cluster: &Cluster, words: &[&str], mend: &str) -> Result<()> {
 }
 
 fn rights(stage: &Stage) -> Result<()> {
-    let cluster = stage.cluster(Plan::nodes(2))?;
+    let cluster = stage.cluster(Plan::nodes(2).with("ha.retry_max", "1s"))?;
     cluster.create_nodes()?;
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
     let database = cluster.database.as_str();
@@ -361,7 +361,7 @@ const DEFERRED: &str = "
     RESET ROLE;";
 
 fn deferred(stage: &Stage) -> Result<()> {
-    let cluster = stage.cluster(Plan::nodes(2))?;
+    let cluster = stage.cluster(Plan::nodes(2).with("ha.retry_max", "1s"))?;
     cluster.create_nodes()?;
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
     let database = cluster.database.as_str();

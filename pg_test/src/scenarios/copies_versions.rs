@@ -10,14 +10,29 @@ use crate::scenario::{Scenario, Stage};
 use crate::sql::literal;
 use crate::wait::{self, PATIENCE, Probe};
 
-pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "copies_versions",
-    story: "a change that was on its way while its row was copied wins or loses by when the copy was made",
-    run: versions,
-    needs: &[],
-    stock: false,
-    weight: 3,
-}];
+const fn scenario(name: &'static str, story: &'static str, run: fn(&Stage) -> Result<()>) -> Scenario {
+    Scenario {
+        name,
+        story,
+        run,
+        needs: &[],
+        stock: false,
+        weight: 3,
+    }
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "copies_versions",
+        "a change that was on its way while its row was copied wins or loses by when the copy was made",
+        versions,
+    ),
+    scenario(
+        "copies_third_node",
+        "a copy replaces what a third node has changed here with what its provider has not got from it yet",
+        third_node,
+    ),
+];
 
 const TABLES: [&str; 3] = ["rows", "parted", "odd"];
 
@@ -119,5 +134,68 @@ fn versions(stage: &Stage) -> Result<()> {
         second.number(db, of_gone)? == 0,
         "versions of a dropped table are left"
     );
+    Ok(())
+}
+
+fn third_node(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3).with("ha.connect_timeout", "60s"))?;
+    cluster.create_nodes()?;
+    let (first, second, third) = (cluster.node(1)?, cluster.node(2)?, cluster.node(3)?);
+    let db = &cluster.database;
+    cluster.everywhere(
+        "CREATE TABLE rows (id int PRIMARY KEY, v text); SELECT ha.repset_add_table('default', 'rows')",
+    )?;
+    cluster.mesh()?;
+    cluster.wait_replicating()?;
+    first.exec(
+        db,
+        "INSERT INTO rows SELECT g, 'made' FROM generate_series(1, 1000) g",
+    )?;
+    third.exec(db, "INSERT INTO rows VALUES (0, 'third')")?;
+    cluster.sync_all()?;
+
+    // What the third node changes now is here, and not yet where the copy comes from.
+    disable(&cluster, third, first)?;
+    third.exec(
+        db,
+        "UPDATE rows SET v = 'third' WHERE id <= 100; DELETE FROM rows WHERE id > 900",
+    )?;
+    cluster.sync(3, 2)?;
+    let name = Cluster::subscription_name(first, second);
+    second.exec(
+        db,
+        &format!("SELECT ha.sub_resync_table({}, 'rows')", literal(&name)),
+    )?;
+    let mut polling = second.polling(db);
+    wait::until("the copier is at work", PATIENCE, || {
+        let rows = polling.rows("SELECT FROM pg_stat_activity WHERE backend_type = 'pg_ha copier'")?;
+        Ok(Probe::when(!rows.is_empty(), "there is none"))
+    })?;
+    // Long enough for a copy that does not wait.
+    wait::let_run(std::time::Duration::from_secs(1))?;
+    enable(&cluster, third, first)?;
+    let waiting = format!("SELECT ha.sub_wait_for_sync({}, '1 s')", literal(&name));
+    wait::until("the table is copied", PATIENCE, || {
+        Ok(Probe::when(
+            crate::sql::show(&polling.rows(&waiting)?) == "t",
+            "not yet",
+        ))
+    })?;
+    cluster.sync_all()?;
+    compare::identical(&cluster, &["rows"])?;
+    let kept = second.number(db, "SELECT count(*) FROM rows WHERE v = 'third'")?;
+    ensure!(
+        kept == 101,
+        "{kept} of 101 rows that the third node changed are as it left them"
+    );
+
+    // A slot on the third node that is younger than the copy: said, since what lies between may be missing.
+    let theirs = Cluster::subscription_name(third, second);
+    second.exec(db, &format!("SELECT ha.sub_drop({})", literal(&theirs)))?;
+    third.exec(db, "INSERT INTO rows VALUES (-1, 'between')")?;
+    let said = second.log_since(0)?.matches("may be missing in 1 tables").count();
+    cluster.subscribe(3, 2)?;
+    let now = second.log_since(0)?.matches("may be missing in 1 tables").count();
+    ensure!(now > said, "nobody said that the slot is younger than the copy");
     Ok(())
 }

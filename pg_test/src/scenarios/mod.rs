@@ -9,11 +9,16 @@ mod bad_input_names;
 mod bad_input_settings;
 mod conflict_lww;
 mod copies;
+mod copies_many;
 mod copies_versions;
+mod crash_anything;
 mod crash_apply;
+mod every_type;
 mod false_missing;
 mod forwarding;
+mod forwarding_ways;
 mod least_privilege_tls;
+mod many_tables;
 mod mixed_sets;
 mod mixed_versions;
 mod one_way;
@@ -27,6 +32,7 @@ mod shapes;
 mod slots;
 mod slow_and_full;
 mod support;
+mod types;
 mod walkthrough;
 mod wrong_clock;
 
@@ -39,10 +45,14 @@ pub(crate) fn all() -> Vec<Scenario> {
         walkthrough::SCENARIOS,
         random_changes::SCENARIOS,
         mixed_versions::SCENARIOS,
+        many_tables::SCENARIOS,
         copies::SCENARIOS,
+        copies_many::SCENARIOS,
         copies_versions::SCENARIOS,
+        crash_anything::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
+        forwarding_ways::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
         apply_as_owner::SCENARIOS,
@@ -55,6 +65,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mixed_sets::SCENARIOS,
         sequences::SCENARIOS,
         shapes::SCENARIOS,
+        types::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         least_privilege_tls::SCENARIOS,

@@ -223,7 +223,7 @@ fn three_nodes(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
+pub(super) fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
     let create = format!(
         "SELECT ha.sub_create('sub_n2_n1', {}, {SETS}, synchronize_data => true)",
@@ -240,7 +240,7 @@ fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
 }
 
 /// Every writer has committed that many more.
-fn committed(writers: &[Writer], more: u64) -> Result<()> {
+pub(super) fn committed(writers: &[Writer], more: u64) -> Result<()> {
     for writer in writers {
         let wanted = writer.progress() + more;
         wait::until(
@@ -260,7 +260,7 @@ fn committed(writers: &[Writer], more: u64) -> Result<()> {
 }
 
 /// With the writers at rest.
-fn pausing(writers: &[Writer], check: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn pausing(writers: &[Writer], check: impl FnOnce() -> Result<()>) -> Result<()> {
     for writer in writers {
         writer.pause()?;
     }

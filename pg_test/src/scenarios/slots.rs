@@ -378,51 +378,89 @@ fn set(node: &Node, name: &str, value: &str) -> Result<()> {
 }
 
 /// How long commits take, in milliseconds, the median of some.
-fn latency(node: &Node, database: &str, level: &str, first: i64) -> Result<f64> {
+fn latency(node: &Node, database: &str, table: &str, level: &str) -> Result<f64> {
     let mut session = node.session(database)?;
     session.exec(&format!("SET synchronous_commit = {level}"))?;
     let mut times = Vec::new();
-    for id in first..first + 31 {
+    for _ in 0..31 {
         let started = Instant::now();
-        session.exec(&format!("INSERT INTO t VALUES ({id}, 'sync')"))?;
+        session.exec(&format!(
+            "INSERT INTO {table} SELECT coalesce(max(id), 0) + 1, 'sync' FROM {table}"
+        ))?;
         times.push(started.elapsed().as_secs_f64() * 1000.0);
     }
     times.sort_by(f64::total_cmp);
     Ok(times[15])
 }
 
-fn synchronous(stage: &Stage) -> Result<()> {
-    let cluster = prepare(stage, Plan::nodes(2))?;
+/// The same commits with a native subscription in our place.
+fn no_worse_than_native(cluster: &Cluster) -> Result<()> {
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
-    let name = Cluster::subscription_name(one, two);
-    set(one, NAMES, &format!("\"{name}\""))?;
-    wait::until("the subscription is synchronous", PATIENCE, || {
-        let rows = one.rows(
-            &cluster.database,
+    let database = cluster.database.as_str();
+    let ours = "sub_n2_n1";
+    let mut measured = Vec::new();
+    for level in ["remote_write", "on", "remote_apply"] {
+        measured.push((level, latency(one, database, "t", level)?));
+    }
+    one.exec(
+        database,
+        "CREATE TABLE native (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR TABLE native",
+    )?;
+    two.exec(database, "CREATE TABLE native (id int PRIMARY KEY, v text)")?;
+    two.exec(
+        database,
+        &format!(
+            "CREATE SUBSCRIPTION native CONNECTION {} PUBLICATION p",
+            literal(&one.dsn(database))
+        ),
+    )?;
+    set(one, NAMES, "native")?;
+    is_synchronous(one, database, "native")?;
+    for (level, ours) in measured {
+        let native = latency(one, database, "native", level)?;
+        ensure!(
+            ours < native * 2.0 + 20.0,
+            "synchronous_commit = {level}: {ours:.1} ms, native logical replication takes {native:.1} ms"
+        );
+    }
+    set(one, NAMES, ours)?;
+    is_synchronous(one, database, ours)?;
+    two.exec(database, "DROP SUBSCRIPTION native")
+}
+
+fn is_synchronous(node: &Node, database: &str, name: &str) -> Result<()> {
+    wait::until(&format!("{name} is synchronous"), PATIENCE, || {
+        let rows = node.rows(
+            database,
             "SELECT application_name, sync_state FROM pg_stat_replication ORDER BY 1",
         )?;
         let seen = sql::show(&rows);
         Ok(Probe::when(seen.contains(&format!("{name} | sync")), seen))
-    })?;
-    let mut first = 1000;
+    })
+}
+
+fn synchronous(stage: &Stage) -> Result<()> {
+    // The other direction loses its provider again and again, too.
+    let cluster = prepare(stage, Plan::nodes(2).with("ha.retry_max", "1s"))?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    let name = Cluster::subscription_name(one, two);
+    set(one, NAMES, &format!("\"{name}\""))?;
+    is_synchronous(one, &cluster.database, &name)?;
     for level in ["remote_write", "on", "remote_apply"] {
-        let median = latency(one, &cluster.database, level, first)?;
+        let before = one.number(&cluster.database, "SELECT count(*) FROM t")?;
+        let median = latency(one, &cluster.database, "t", level)?;
         ensure!(
             median < 100.0,
             "a commit with synchronous_commit = {level} takes {median:.1} ms: it waits for a clock"
         );
         if level == "remote_apply" {
             // What was acknowledged is visible there at once.
-            let count = two.number(
-                &cluster.database,
-                &format!(
-                    "SELECT count(*) FROM t WHERE id BETWEEN {first} AND {}",
-                    first + 30
-                ),
-            )?;
+            let count = two.number(&cluster.database, "SELECT count(*) FROM t")? - before;
             ensure!(count == 31, "{count} of 31 rows are visible");
         }
-        first += 100;
+    }
+    if stage.long {
+        no_worse_than_native(&cluster)?;
     }
     // Commits of which nothing is sent wait no longer.
     let started = Instant::now();
@@ -437,7 +475,7 @@ fn synchronous(stage: &Stage) -> Result<()> {
     );
 
     // Acknowledged is durable: a power cut at any moment loses nothing that was acknowledged.
-    let rounds = if stage.long { 20 } else { 3 };
+    let rounds = if stage.long { 10 } else { 3 };
     let mut next = 10_000_i64;
     for _ in 0..rounds {
         let acknowledged = std::thread::scope(|scope| -> Result<i64> {

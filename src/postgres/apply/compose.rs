@@ -4,7 +4,7 @@ use pg_ha_replication::codec::{Column as Value, OldKind, Tuple};
 use pgrx::pg_sys;
 
 use super::ApplyError;
-use super::failed_value::Converting;
+use super::context::{During, shown};
 use super::table::{OpenTable, per_tuple_context};
 use super::target::{LocalColumn, Target};
 
@@ -129,7 +129,6 @@ pub(super) unsafe fn datum_of(
     column: &LocalColumn,
     value: &Value<'_>,
 ) -> Result<Option<pg_sys::Datum>, ApplyError> {
-    let _told_if_it_raises = Converting::new(target, column, value);
     let bad = |length| ApplyError::BadValue {
         table: target.name.clone(),
         column: column.name.clone(),
@@ -140,41 +139,110 @@ pub(super) unsafe fn datum_of(
     unsafe {
         match value {
             Value::Null | Value::Unchanged => Ok(None),
-            Value::Plain(bytes) => match (column.plain, column.foreign) {
-                (Some(plain), _) => plain.decode(bytes).map(Some).ok_or_else(|| bad(bytes.len())),
-                (None, Some((plain, output))) => {
-                    let foreign = plain.decode(bytes).ok_or_else(|| bad(bytes.len()))?;
-                    let text = pg_sys::OidOutputFunctionCall(output, foreign);
-                    Ok(Some(input(column, text)))
+            Value::Plain(bytes) => {
+                if let Some(plain) = column.plain {
+                    return plain.decode(bytes).map(Some).ok_or_else(|| bad(bytes.len()));
                 }
-                (None, None) => Err(bad(bytes.len())),
-            },
+                let Some((plain, foreign)) = column.foreign.as_ref().and_then(|foreign| {
+                    let plain = foreign.plain?;
+                    Some((plain, foreign))
+                }) else {
+                    return Err(bad(bytes.len()));
+                };
+                let datum = plain.decode(bytes).ok_or_else(|| bad(bytes.len()))?;
+                let text = written(foreign.output, datum);
+                Ok(Some(input(target, column, text)))
+            }
             Value::Text(bytes) => {
                 let text: *mut core::ffi::c_char = pg_sys::palloc(bytes.len() + 1).cast();
                 core::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), text, bytes.len());
                 *text.add(bytes.len()) = 0;
-                Ok(Some(input(column, text)))
+                Ok(Some(input(target, column, text)))
             }
             Value::Binary(bytes) => {
-                let Some(receive) = column.receive else {
+                let _during = During(|| {
+                    let length = bytes.len();
+                    format!(
+                        "{}, a value of {length} bytes in binary form",
+                        place(target, column)
+                    )
+                });
+                if let Some(receive) = column.receive {
+                    let datum = received(receive, column.io_param, column.typmod, bytes);
+                    return datum.map(Some).ok_or_else(|| bad(bytes.len()));
+                }
+                let Some((receive, foreign)) = column.foreign.as_ref().and_then(|foreign| {
+                    let receive = foreign.receive?;
+                    Some((receive, foreign))
+                }) else {
                     return Err(bad(bytes.len()));
                 };
-                let mut buffer = pg_sys::StringInfoData::default();
-                pg_sys::initStringInfo(&mut buffer);
-                pg_sys::appendBinaryStringInfo(&mut buffer, bytes.as_ptr().cast(), bytes.len() as i32);
-                let datum = pg_sys::ReceiveFunctionCall(receive, &mut buffer, column.io_param, column.typmod);
-                if buffer.cursor != buffer.len {
-                    return Err(bad(bytes.len()));
-                }
-                Ok(Some(datum))
+                let datum = received(receive, foreign.io_param, -1, bytes).ok_or_else(|| bad(bytes.len()))?;
+                let text = written(foreign.output, datum);
+                Ok(Some(input(target, column, text)))
             }
         }
     }
 }
 
+/// A value of the provider's type as the provider would write it: points in time with the offset of Greenwich, as a copy
+/// brings them.
+///
+/// # Safety
+/// The function is the type's output function.
+unsafe fn written(output: pg_sys::Oid, datum: pg_sys::Datum) -> *mut core::ffi::c_char {
+    /// The session's time zone, put back when an error unwinds too.
+    struct Local(*mut pg_sys::pg_tz);
+    impl Drop for Local {
+        fn drop(&mut self) {
+            // SAFETY: a variable of this process; time zones live as long as it does.
+            unsafe { pg_sys::session_timezone = self.0 };
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        let greenwich = pg_sys::pg_tzset(c"GMT".as_ptr());
+        let _local = Local(pg_sys::session_timezone);
+        if !greenwich.is_null() {
+            pg_sys::session_timezone = greenwich;
+        }
+        pg_sys::OidOutputFunctionCall(output, datum)
+    }
+}
+
+/// A value in its binary form; None if the type's function leaves something of it unread.
+///
+/// # Safety
+/// The function is a type's receive function, with its own parameter.
+unsafe fn received(
+    receive: *mut pg_sys::FmgrInfo,
+    io_param: pg_sys::Oid,
+    typmod: i32,
+    bytes: &[u8],
+) -> Option<pg_sys::Datum> {
+    let mut buffer = pg_sys::StringInfoData::default();
+    // SAFETY: the function gets a buffer of its own.
+    unsafe {
+        pg_sys::initStringInfo(&mut buffer);
+        pg_sys::appendBinaryStringInfo(&mut buffer, bytes.as_ptr().cast(), bytes.len() as i32);
+        let datum = pg_sys::ReceiveFunctionCall(receive, &mut buffer, io_param, typmod);
+        (buffer.cursor == buffer.len).then_some(datum)
+    }
+}
+
+/// For messages.
+fn place(target: &Target, column: &LocalColumn) -> String {
+    format!("column \"{}\" of table {}", column.name, target.name)
+}
+
 /// # Safety
 /// `text` is nul-terminated.
-unsafe fn input(column: &LocalColumn, text: *mut core::ffi::c_char) -> pg_sys::Datum {
+unsafe fn input(target: &Target, column: &LocalColumn, text: *mut core::ffi::c_char) -> pg_sys::Datum {
+    let _during = During(|| {
+        // SAFETY: the text is there for as long as it is read.
+        let value = unsafe { core::ffi::CStr::from_ptr(text) }.to_string_lossy();
+        format!("{}, value \"{}\"", place(target, column), shown(&value))
+    });
     // SAFETY: the type's own input function with its own parameters, kept in the target's memory.
     unsafe { pg_sys::InputFunctionCall(column.input, text, column.io_param, column.typmod) }
 }

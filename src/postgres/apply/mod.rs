@@ -6,8 +6,8 @@
 
 pub(crate) mod acting;
 mod compose;
+pub(crate) mod context;
 mod deferred;
-pub(crate) mod failed_value;
 mod find;
 mod partitioned;
 pub(crate) mod table;
@@ -131,6 +131,7 @@ impl Opened {
         change: &table::RowChange<'_, '_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        let _during = context::During(|| format!("{} table {}", change.verb(), target.name));
         match self {
             Opened::Plain(table) => table.apply(target, change, judge),
             Opened::Partitioned(table) => table.apply(target, change, judge),

@@ -15,7 +15,7 @@ use pgrx::{PgSqlErrorCode, PgTryBuilder};
 
 use super::acting::Operation;
 use super::compose::clear;
-use super::table::{OpenTable, RowChange, Updated};
+use super::table::{Look, OpenTable, RowChange, Updated};
 use super::target::{Key, Target};
 use super::{ApplyError, Found};
 use crate::postgres::version;
@@ -165,7 +165,7 @@ impl PartitionedTable {
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
         target.check(match change {
-            RowChange::Insert(_) => Operation::Insert,
+            RowChange::Insert(..) => Operation::Insert,
             RowChange::Update(..) => Operation::Update,
             RowChange::Delete(..) => Operation::Delete,
         })?;
@@ -174,7 +174,7 @@ impl PartitionedTable {
         unsafe {
             let entered = self.root.enter();
             let outcome = match change {
-                RowChange::Insert(new) => self.insert(target, new, judge),
+                RowChange::Insert(new, look) => self.insert(target, new, *look, judge),
                 RowChange::Update(old, new) => self.update(target, *old, new, judge),
                 RowChange::Delete(kind, old) => self.delete(target, *kind, old, judge),
             };
@@ -189,6 +189,7 @@ impl PartitionedTable {
         &mut self,
         target: &Target,
         new: &Tuple<'_>,
+        look: Look,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
         // SAFETY: slots and partitions belong to the open table.
@@ -205,7 +206,7 @@ impl PartitionedTable {
                 lacks,
             };
             let entered = leaf.table.enter();
-            let outcome = leaf.table.insert(&leaf.target, new, Some(&routed), judge);
+            let outcome = leaf.table.insert(&leaf.target, new, look, Some(&routed), judge);
             leaf.table.leave(entered);
             outcome
         }

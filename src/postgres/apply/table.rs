@@ -40,18 +40,36 @@ pub(crate) struct OpenTable {
     pub(super) indexes_open: bool,
 }
 
+/// Whether an insert looks for the row that it may collide with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    First,
+    /// It does not, which saves two scans of the index: a unique violation then says that the row is there, and the
+    /// transaction has to be tried again with a look.
+    Never,
+}
+
 /// A change of one row, as it came.
 pub(crate) enum RowChange<'t, 'a> {
-    Insert(&'t Tuple<'a>),
+    Insert(&'t Tuple<'a>, Look),
     Update(Option<(OldKind, &'t Tuple<'a>)>, &'t Tuple<'a>),
     Delete(OldKind, &'t Tuple<'a>),
 }
 
 impl<'t, 'a> RowChange<'t, 'a> {
+    /// For messages: "INSERT into" and the like.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            RowChange::Insert(..) => "INSERT into",
+            RowChange::Update(..) => "UPDATE of",
+            RowChange::Delete(..) => "DELETE from",
+        }
+    }
+
     /// The old and the new row, as far as they came.
     pub(crate) fn rows(&self) -> (Option<(OldKind, &'t Tuple<'a>)>, Option<&'t Tuple<'a>>) {
         match *self {
-            RowChange::Insert(new) => (None, Some(new)),
+            RowChange::Insert(new, _) => (None, Some(new)),
             RowChange::Update(old, new) => (old, Some(new)),
             RowChange::Delete(kind, old) => (Some((kind, old)), None),
         }
@@ -210,7 +228,7 @@ impl OpenTable {
         unsafe {
             let entered = self.enter();
             let outcome = match change {
-                RowChange::Insert(new) => self.insert(target, new, None, judge),
+                RowChange::Insert(new, look) => self.insert(target, new, *look, None, judge),
                 RowChange::Update(old, new) => match self.update(target, *old, new, None, judge) {
                     Ok(Updated::Done(decision) | Updated::ToInsert(decision) | Updated::Moves(decision)) => {
                         Ok(decision)
@@ -274,6 +292,7 @@ impl OpenTable {
         &mut self,
         target: &Target,
         new: &Tuple<'_>,
+        look: Look,
         routed: Option<&Routed<'_>>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
@@ -281,9 +300,9 @@ impl OpenTable {
         // SAFETY: the slots belong to the open table.
         unsafe {
             let found = match target.key {
-                Key::Index { .. } => self.find(target, OldKind::Full, new, true)?,
+                Key::Index { .. } if look == Look::First => self.find(target, OldKind::Full, new, true)?,
                 // Without a key there is nothing that an insert could collide with.
-                Key::Full | Key::None => Found::Missing,
+                Key::Index { .. } | Key::Full | Key::None => Found::Missing,
             };
             let decision = judge(found);
             match decision.action {

@@ -71,8 +71,18 @@ pub(crate) struct LocalColumn {
     pub(crate) input: *mut pg_sys::FmgrInfo,
     pub(crate) receive: Option<*mut pg_sys::FmgrInfo>,
     pub(crate) io_param: pg_sys::Oid,
-    /// What the provider's plain form is, and the function that turns it into text for a local type that differs.
-    pub(crate) foreign: Option<(Plain, pg_sys::Oid)>,
+    /// For a local type that differs: how the provider's built-in type is read and turned into text.
+    pub(super) foreign: Option<Foreign>,
+}
+
+/// A built-in type of the provider that is not, or not exactly, the local column's.
+pub(super) struct Foreign {
+    /// How it comes: plain,
+    pub(super) plain: Option<Plain>,
+    /// or binary.
+    pub(super) receive: Option<*mut pg_sys::FmgrInfo>,
+    pub(super) io_param: pg_sys::Oid,
+    pub(super) output: pg_sys::Oid,
 }
 
 /// How rows are found.
@@ -303,22 +313,24 @@ impl LocalColumn {
         memory: pg_sys::MemoryContext,
     ) -> Result<LocalColumn, ApplyError> {
         let local_type = attribute.atttypid;
-        let (mut input, mut receive, mut io_param) =
-            (pg_sys::InvalidOid, pg_sys::InvalidOid, pg_sys::InvalidOid);
+        let (mut input, mut io_param) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         // SAFETY: look-ups of an existing type; function descriptions live in the target's memory.
         unsafe {
             pg_sys::getTypeInputInfo(local_type, &mut input, &mut io_param);
             let input_call = function(input, memory);
             let same = local_type == remote.type_oid;
-            let mut receive_call = None;
-            if same && values::has_binary_form(local_type) {
-                pg_sys::getTypeBinaryInputInfo(local_type, &mut receive, &mut io_param);
-                receive_call = Some(function(receive, memory));
-            }
-            let remote_plain = Plain::of(remote.type_oid);
+            // A length or precision that may not hold the value is enforced by way of text, so that an error can show
+            // the value.
             let as_is = same && (attribute.atttypmod == -1 || attribute.atttypmod == remote.typmod);
+            let binary = values::has_binary_form(remote.type_oid);
+            let receive_call = |memory| {
+                let (mut receive, mut io_param) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+                pg_sys::getTypeBinaryInputInfo(remote.type_oid, &mut receive, &mut io_param);
+                (function(receive, memory), io_param)
+            };
+            let remote_plain = Plain::of(remote.type_oid);
             let foreign = match remote_plain {
-                Some(plain) if !as_is => {
+                plain if !as_is && (plain.is_some() || binary) => {
                     if !same && !text_converts(local_type, remote.type_oid) {
                         return Err(ApplyError::TypeMismatch {
                             table: table.to_owned(),
@@ -329,7 +341,13 @@ impl LocalColumn {
                     }
                     let (mut output, mut varlena) = (pg_sys::InvalidOid, false);
                     pg_sys::getTypeOutputInfo(remote.type_oid, &mut output, &mut varlena);
-                    Some((plain, output))
+                    let receive = binary.then(|| receive_call(memory));
+                    Some(Foreign {
+                        plain,
+                        receive: receive.map(|(function, _)| function),
+                        io_param: receive.map_or(pg_sys::InvalidOid, |(_, io_param)| io_param),
+                        output,
+                    })
                 }
                 _ => None,
             };
@@ -339,7 +357,7 @@ impl LocalColumn {
                 plain: if as_is { remote_plain } else { None },
                 typmod: attribute.atttypmod,
                 input: input_call,
-                receive: receive_call,
+                receive: (as_is && binary).then(|| receive_call(memory).0),
                 io_param,
                 foreign,
             })

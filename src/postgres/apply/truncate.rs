@@ -1,5 +1,7 @@
 //! TRUNCATE, as one command and as the tables' owners.
 
+use std::collections::HashSet;
+
 use pgrx::pg_sys;
 
 use super::ApplyError;
@@ -21,6 +23,7 @@ pub(crate) fn truncate(tables: &[&Target], cascade: bool, restart_sequences: boo
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let lock = pg_sys::AccessExclusiveLock as i32;
         let mut wanted: Vec<pg_sys::Oid> = Vec::new();
+        let mut met = HashSet::new();
         for table in tables {
             // A partitioned table means all that is below it.
             let below = if table.partitioned {
@@ -29,7 +32,7 @@ pub(crate) fn truncate(tables: &[&Target], cascade: bool, restart_sequences: boo
                 vec![table.oid]
             };
             for oid in below {
-                if !wanted.contains(&oid) {
+                if met.insert(oid) {
                     wanted.push(oid);
                 }
             }

@@ -44,6 +44,10 @@ pub(in crate::workers) enum TruncateError {
     Catalog(#[from] catalog::Error),
 }
 
+/// How many tables are open at once. Each open one holds a scan of its index, and with it a page of the server's shared
+/// buffers, and some kilobytes: a transaction that changes thousands of tables must not hold that of all of them.
+const MAX_OPEN: usize = 128;
+
 /// All of them, and those that the current transaction has opened.
 pub(in crate::workers) struct Tables {
     subscription_id: i32,
@@ -131,8 +135,16 @@ impl Tables {
         id: u32,
     ) -> Result<(&Target, &mut Opened, Option<&'static TableCounters>), ApplyError> {
         let place = match self.open.iter().position(|(open, _)| *open == id) {
+            // Those in steady use come to the front, where they are found at once.
+            Some(place) if place >= 8 => {
+                self.open.swap(place, place / 2);
+                place / 2
+            }
             Some(place) => place,
             None => {
+                if self.open.len() >= MAX_OPEN {
+                    self.close();
+                }
                 let opened = self.open_now(id)?;
                 self.open.push((id, opened));
                 self.open.len() - 1
@@ -184,7 +196,7 @@ impl Tables {
             .ok_or(ApplyError::UnknownTable(id))
     }
 
-    /// Closes what the transaction opened; before its commit.
+    /// Closes what the transaction opened; before its commit, or to open others.
     pub(in crate::workers) fn close(&mut self) {
         for (_, open) in self.open.drain(..) {
             open.close();
@@ -209,7 +221,7 @@ impl Tables {
             return;
         }
         for (id, known) in &mut self.known {
-            if !in_use.contains(id) && known.target.as_ref().is_some_and(&is_changed) {
+            if known.target.as_ref().is_some_and(&is_changed) && !in_use.contains(id) {
                 known.target = None;
             }
         }

@@ -10,6 +10,7 @@ use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::{StreamCheck, StreamError};
 
+use super::counts::Counts;
 use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
 use super::tables::{Tables, TruncateError};
@@ -20,7 +21,7 @@ use crate::catalog::sequences::{self, SequenceMessage, SetError};
 use crate::catalog::subscription_tables::{self, CopiedMessage, CopyMessage, ExistingRows, NewTable};
 use crate::catalog::{self, origins};
 use crate::decoding::SYNCHRONOUS_MESSAGE;
-use crate::postgres::apply::table::RowChange;
+use crate::postgres::apply::table::{Look, RowChange};
 use crate::postgres::apply::{self, ApplyError, Found};
 use crate::postgres::origin::Origin;
 use crate::postgres::worker;
@@ -106,6 +107,9 @@ pub(super) struct Apply {
     skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
+    counts: Counts,
+    /// How the inserts of the current frame go about it.
+    look: Look,
     /// How far the provider had applied the others, as the stream told.
     seen: SeenVersions,
     seen_changed: bool,
@@ -145,6 +149,8 @@ impl Apply {
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
+            counts: Counts::default(),
+            look: Look::First,
             seen,
             seen_changed: false,
         }
@@ -180,6 +186,7 @@ impl Apply {
     /// After an abort: the message that began the transaction will come again.
     pub(super) fn forget_open_transaction(&mut self) {
         self.asked_to_copy = false;
+        self.counts.forget();
         self.open = None;
         self.tables.forget_open();
     }
@@ -189,9 +196,11 @@ impl Apply {
         &mut self,
         frame: &[u8],
         again: bool,
+        look: Look,
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
         let mut decoder = Decoder::new(frame);
+        self.look = look;
         if !again {
             self.checked = 0;
         }
@@ -230,7 +239,7 @@ impl Apply {
                 self.row(
                     insert.relation,
                     Operation::Insert,
-                    &RowChange::Insert(&insert.new),
+                    &RowChange::Insert(&insert.new, self.look),
                 )?;
             }
             Message::Update(update) => {
@@ -277,9 +286,6 @@ impl Apply {
         if self.open.as_ref().is_none_or(|open| open.skip) {
             return Ok(());
         }
-        if logical.prefix == subscription_tables::COPIED_MESSAGE {
-            return self.told_of_copy(logical);
-        }
         if logical.prefix == sequences::MESSAGE {
             let message: SequenceMessage =
                 serde_json::from_slice(logical.content).map_err(Failure::Message)?;
@@ -291,6 +297,9 @@ impl Apply {
                 worker::with_latest_snapshot(|| sequences::set(&message.value))?;
             }
             return Ok(());
+        }
+        if logical.prefix == subscription_tables::COPIED_MESSAGE {
+            return self.told_of_copy(logical);
         }
         if logical.prefix != subscription_tables::COPY_MESSAGE {
             return Ok(());
@@ -427,6 +436,7 @@ impl Apply {
             None if open.forget_skip => self.skip.outrun(),
             None => {}
         }
+        self.counts.publish(self.place);
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         match local_end {
@@ -551,6 +561,15 @@ impl Apply {
         if verdict == once::Verdict::Skip {
             return Ok(());
         }
+        let looking;
+        let change = match change {
+            // What has come before is there: an insert would fail.
+            RowChange::Insert(new, Look::Never) if verdict != once::Verdict::Apply => {
+                looking = RowChange::Insert(new, Look::First);
+                &looking
+            }
+            change => change,
+        };
         open.changes += 1;
         let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
         let (target, table, counters) = self.tables.open(relation)?;
@@ -579,29 +598,12 @@ impl Apply {
             self.conflicts
                 .note(conflict, &target.name, remote, local, counters);
         }
-        self.count(operation, &decision, counters);
+        if apply::writes(decision.action) {
+            self.counts.wrote(operation, counters);
+        } else {
+            self.counts.skipped();
+        }
         Ok(())
-    }
-
-    fn count(
-        &self,
-        operation: Operation,
-        decision: &Decision,
-        counters: Option<&'static layout::TableCounters>,
-    ) {
-        if !apply::writes(decision.action) {
-            self.place.skipped.fetch_add(1, Relaxed);
-            return;
-        }
-        let (total, of_table) = match operation {
-            Operation::Insert => (&self.place.inserted, counters.map(|counters| &counters.inserted)),
-            Operation::Update => (&self.place.updated, counters.map(|counters| &counters.updated)),
-            Operation::Delete => (&self.place.deleted, counters.map(|counters| &counters.deleted)),
-        };
-        total.fetch_add(1, Relaxed);
-        if let Some(of_table) = of_table {
-            of_table.fetch_add(1, Relaxed);
-        }
     }
 }
 

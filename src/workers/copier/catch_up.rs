@@ -13,7 +13,7 @@ use pg_ha_replication::stream::StreamCheck;
 use super::{Failure, Work};
 use crate::catalog::row_versions::{self, RowVersion};
 use crate::catalog::subscription_tables as catalog;
-use crate::postgres::apply::table::RowChange;
+use crate::postgres::apply::table::{Look, RowChange};
 use crate::postgres::apply::{self, versions};
 use crate::postgres::walreceiver::{Connection, Received, StatusSender};
 use crate::postgres::{server, worker};
@@ -227,7 +227,7 @@ impl<'w> CatchUp<'w> {
             Message::Insert(insert) => self.row(
                 insert.relation,
                 Operation::Insert,
-                &RowChange::Insert(&insert.new),
+                &RowChange::Insert(&insert.new, Look::First),
             )?,
             Message::Update(update) => {
                 let old = update.old.as_ref().map(|(kind, tuple)| (*kind, tuple));
@@ -289,7 +289,7 @@ impl<'w> CatchUp<'w> {
         })?;
         if self.note
             && apply::writes(decision.action)
-            && let RowChange::Insert(new) | RowChange::Update(_, new) = change
+            && let RowChange::Insert(new, _) | RowChange::Update(_, new) = change
         {
             let (target, ..) = self.tables.open(relation)?;
             if let Some((relation, key)) = worker::with_latest_snapshot(|| versions::name_of(target, new))? {

@@ -7,11 +7,13 @@ use pg_ha_model::NodeId;
 use pgrx::pg_sys;
 
 use super::Failure;
+use crate::catalog::copied_progress::{self, NodeProgress};
 use crate::catalog::subscription_tables::{PendingTable, wanted};
 use crate::network::peer::literal;
 use crate::postgres::apply::target::{RemoteColumn, RemoteTable};
 use crate::postgres::apply::versions::KeyExpression;
 use crate::postgres::copy::Format;
+use crate::postgres::values::CANONICAL;
 use crate::postgres::walreceiver::Connection;
 
 /// The table as the provider has it.
@@ -49,6 +51,11 @@ pub(super) fn open_snapshot(
     let no_limit = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
                      WHERE name = 'transaction_timeout'";
     connection.query(no_limit, 1).map_err(Failure::Refused)?;
+    for (name, value) in CANONICAL {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        let command = format!("SET {name} = {}", literal(&value));
+        connection.command(&command).map_err(Failure::Refused)?;
+    }
     for command in [
         // Rather an error than rows that row security hides; and nobody there waits for us with a limit.
         "SET row_security = off",
@@ -82,6 +89,26 @@ pub(super) fn open_snapshot(
         others: text(&row, 1)? == "t",
         copied: text(&row, 2)? == "t",
     })
+}
+
+/// How far the provider has applied other nodes. Before a snapshot that comes later: this contains all of it, since a
+/// new slot waits for the transactions that run.
+pub(super) fn progress(connection: &mut Connection) -> Result<Vec<NodeProgress>, Failure> {
+    let rows = connection
+        .query(copied_progress::QUERY, 3)
+        .map_err(Failure::Refused)?;
+    rows.iter()
+        .map(|row| {
+            let lsn = text(row, 2)?
+                .parse::<pg_ha_model::Lsn>()
+                .map_err(|error| Failure::Answer(error.to_string()))?;
+            Ok(NodeProgress {
+                node_id: number(row, 0)?,
+                node_uid: text(row, 1)?.to_owned(),
+                lsn: lsn.0,
+            })
+        })
+        .collect()
 }
 
 /// Looks at the table in the snapshot: its columns and rows as the stream sends them.
