@@ -227,6 +227,32 @@ CREATE TABLE ha.subscription_tables (
 COMMENT ON TABLE ha.subscription_tables IS
     'tables that subscriptions copy from their providers. init: to be copied, their changes are left out of the stream; catchup: copied, with everything up to sync_lsn, and left out of the stream up to there; ready: like any other table';
 
+-- Prepared transactions of providers that could not be prepared here, and their changes as they came.
+CREATE TABLE ha.kept_transactions (
+    subscription_id integer NOT NULL REFERENCES ha.subscription_catalog (subscription_id) ON DELETE CASCADE,
+    xid             bigint NOT NULL,
+    gid             text NOT NULL,
+    prepared_at     timestamptz NOT NULL,
+    reason          text NOT NULL,
+    aborted         bigint[] NOT NULL,
+    PRIMARY KEY (subscription_id, xid)
+);
+COMMENT ON TABLE ha.kept_transactions IS
+    'transactions that are prepared on a provider and could not be prepared here, see reason: they are applied when they commit. aborted: subtransactions that were rolled back';
+
+CREATE TABLE ha.kept_changes (
+    subscription_id integer NOT NULL,
+    xid             bigint NOT NULL,
+    number          integer NOT NULL,
+    frame           bytea NOT NULL,
+    PRIMARY KEY (subscription_id, xid, number),
+    FOREIGN KEY (subscription_id, xid) REFERENCES ha.kept_transactions (subscription_id, xid) ON DELETE CASCADE
+);
+-- Written once and read once: not worth compressing.
+ALTER TABLE ha.kept_changes ALTER COLUMN frame SET STORAGE EXTERNAL;
+COMMENT ON TABLE ha.kept_changes IS
+    'the changes of ha.kept_transactions, in the form and order in which they came';
+
 -- Consulted before the commit-timestamp store, for rows that a copy brought: so without a key to another table, and
 -- small. It is fillable and emptied in bulk.
 CREATE TABLE ha.row_versions (
@@ -469,7 +495,7 @@ CREATE FUNCTION ha.sub_create(subscription_name name, provider_dsn text,
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_create_wrapper';
 COMMENT ON FUNCTION ha.sub_create(name, text, text[], boolean, boolean, text[], interval, boolean) IS
-    'subscribes the local node to another one: both get to know each other and the provider gets a slot. Returns the subscription''s id';
+    'subscribes the local node to another one: both get to know each other and the provider gets a slot. forward_origins: names of nodes whose changes the provider sends on, with their own origin and time, or {all} for everything that it has. Returns the subscription''s id';
 
 CREATE FUNCTION ha.sub_drop(subscription_name name, if_exists boolean = false) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -505,7 +531,7 @@ CREATE FUNCTION ha.sub_alter_options(subscription_name name, options jsonb) RETU
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_alter_options_wrapper';
 COMMENT ON FUNCTION ha.sub_alter_options(name, jsonb) IS
-    'changes options of a subscription, null sets one back to its default: forward_origins (array of node names), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
+    'changes options of a subscription, null sets one back to its default: forward_origins (array of node names, or of all), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
 
 CREATE FUNCTION ha.sub_skip_lsn(subscription_name name, lsn pg_lsn) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -577,7 +603,9 @@ CREATE FUNCTION ha.subscription_states(OUT subscription_id integer, OUT status t
                                        OUT transactions bigint, OUT rows_inserted bigint, OUT rows_updated bigint,
                                        OUT rows_deleted bigint, OUT conflicts bigint, OUT rows_skipped bigint,
                                        OUT retries bigint, OUT workers integer, OUT current_action text,
-                                       OUT last_error text, OUT receiver_pid integer, OUT applier_pid integer)
+                                       OUT last_error text, OUT receiver_pid integer, OUT applier_pid integer,
+                                       OUT spool_transactions bigint, OUT spool_memory_bytes bigint,
+                                       OUT spool_disk_bytes bigint)
     RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'subscription_states_wrapper';
@@ -632,7 +660,9 @@ CREATE VIEW ha.status_subscriptions AS
            coalesce(s.transactions, 0) AS transactions_applied, coalesce(s.conflicts, 0) AS conflicts,
            0::bigint AS exceptions, coalesce(s.retries, 0) AS retries, coalesce(s.workers, 0) AS workers,
            CASE WHEN cardinality(b.pids) > 0 THEN b.waits_for ELSE s.current_action END AS current_action,
-           nullif(b.pids, '{}') AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error
+           nullif(b.pids, '{}') AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error,
+           coalesce(s.spool_transactions, 0) AS spool_transactions,
+           coalesce(s.spool_memory_bytes, 0) AS spool_memory_bytes, coalesce(s.spool_disk_bytes, 0) AS spool_disk_bytes
       FROM ha.subscription_catalog c
       JOIN ha.node_catalog n ON n.node_id = c.provider_node_id
       LEFT JOIN ha.subscription_states() s USING (subscription_id)
@@ -654,7 +684,7 @@ CREATE VIEW ha.status_subscriptions AS
                    min(t.last_error) AS last_error
               FROM ha.copied_tables t WHERE t.subscription_id = c.subscription_id) p;
 COMMENT ON VIEW ha.status_subscriptions IS
-    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; blocked_by are the processes whose locks the applier waits for, current_action then says what it wants to lock';
+    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; blocked_by are the processes whose locks the applier waits for, current_action then says what it wants to lock; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
 
 -- Columns that only newer servers have come by way of jsonb, so that one script serves all.
 CREATE VIEW ha.status_slots AS
@@ -680,6 +710,18 @@ CREATE VIEW ha.status_slots AS
       LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid;
 COMMENT ON VIEW ha.status_slots IS
     'one row per replication slot of this server, pg_ha''s and others'': subscriber is the node whose subscription reads from it, application_name (while it is read) the subscription; retained_bytes is the WAL that it keeps from being removed, unconfirmed_bytes what its reader has still to confirm, limit_bytes the ha.max_slot_retained that ends it; wal_status lost: it has ended and the subscription must be made again. inactive_since, conflicting and invalidation_reason are NULL where the server does not tell';
+
+CREATE VIEW ha.prepared_transactions AS
+    SELECT s.subscription_name, k.gid, NULL::text AS local_gid, k.prepared_at, 'kept' AS state, k.reason
+      FROM ha.kept_transactions k JOIN ha.subscription_catalog s USING (subscription_id)
+    UNION ALL
+    SELECT s.subscription_name, substr(p.gid, length(substring(p.gid FROM '^pg_ha_[0-9]+_[0-9]+_')) + 1), p.gid,
+           p.prepared, 'prepared', NULL
+      FROM pg_catalog.pg_prepared_xacts p
+      JOIN ha.subscription_catalog s ON p.gid LIKE format('pg\_ha\_%s\_%%', s.subscription_id)
+     WHERE p.database = current_database();
+COMMENT ON VIEW ha.prepared_transactions IS
+    'transactions that are prepared on providers and came here, with their name there: prepared here too, under local_gid, or kept until they commit, for a reason';
 
 CREATE FUNCTION ha.table_states(OUT subscription_id integer, OUT relation oid, OUT rows_inserted bigint,
                                 OUT rows_updated bigint, OUT rows_deleted bigint, OUT conflicts bigint)
@@ -786,7 +828,8 @@ GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
     ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables,
-    ha.row_versions, ha.copied_progress, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences TO pg_monitor;
+    ha.row_versions, ha.copied_progress, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences,
+    ha.prepared_transactions TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 

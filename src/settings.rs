@@ -17,6 +17,8 @@ static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static SPOOL_MEM: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static SPOOL_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static DUPLICATE_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static CONFLICT_HORIZON: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_ROW_VERSIONS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
@@ -187,6 +189,26 @@ pub(crate) fn register() {
         plain,
     );
     GucRegistry::define_int_guc(
+        c"ha.spool_mem",
+        c"How much memory a subscription may take for transactions that are in progress on the provider.",
+        c"Above it, the largest are kept in files of the state directory until they commit.",
+        &SPOOL_MEM,
+        64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.spool_max_size",
+        c"How much disk a subscription may take for transactions that are in progress on the provider.",
+        c"A subscription that needs more fails, and goes on once it may have more or its option streaming is off.",
+        &SPOOL_MAX_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
         c"ha.duplicate_retention",
         c"How long it is remembered which changes were applied that may come again by another subscription.",
         c"They are forgotten earlier once every subscription that can bring them has passed them.",
@@ -287,4 +309,14 @@ pub(crate) fn sequence_buffer() -> i64 {
 /// How many tables of a subscription are copied at once.
 pub(crate) fn sync_workers() -> usize {
     usize::try_from(SYNC_WORKERS.get()).unwrap_or(1)
+}
+
+/// `ha.spool_mem` in bytes.
+pub(crate) fn spool_mem() -> u64 {
+    u64::from(SPOOL_MEM.get().unsigned_abs()) * 1024
+}
+
+/// `ha.spool_max_size` in bytes.
+pub(crate) fn spool_max_size() -> u64 {
+    u64::from(SPOOL_MAX_SIZE.get().unsigned_abs()) * 1024 * 1024
 }

@@ -9,6 +9,7 @@ pub(crate) mod deferred_indexes;
 pub(crate) mod nodes;
 pub(crate) mod origins;
 pub(crate) mod plan;
+pub(crate) mod prepared;
 pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;

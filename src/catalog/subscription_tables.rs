@@ -200,6 +200,16 @@ pub(crate) fn tell_to_copy(relation: pgrx::pg_sys::Oid, set_name: &str) -> Resul
     super::emit_transactional(COPY_MESSAGE, &content)
 }
 
+/// The tables that were copied, by name, and when, by whatever subscription, last (microseconds since 1970).
+pub(crate) fn copied() -> Result<Vec<(String, String, i64)>, Error> {
+    read(
+        "SELECT nspname::text, relname::text, (extract(epoch FROM max(copied_at)) * 1000000)::bigint \
+           FROM ha.subscription_tables WHERE copied_at IS NOT NULL GROUP BY 1, 2",
+        &[],
+        |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)),
+    )
+}
+
 /// Prefix of the message that a table was copied, for those to whom changes of its provider are forwarded.
 pub(crate) const COPIED_MESSAGE: &str = "pg_ha.copied";
 

@@ -5,13 +5,14 @@
 
 mod forward;
 pub(crate) mod relation;
+mod streamed;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::{
-    self, EncodeError, Encoder, List, OldKind, RelationColumn, ReplicaIdentity, Seen,
+    self, EncodeError, Encoder, List, Mark, OldKind, RelationColumn, ReplicaIdentity, Seen,
 };
 use pg_ha_replication::forwarding::{Route, Wanted};
 use pg_ha_replication::options::{self, PluginOptions, ProviderVersions};
@@ -20,6 +21,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 use forward::Forward;
 pub(crate) use relation::ColumnForm;
 use relation::Published;
+use streamed::Streams;
 
 use crate::postgres::{server, slot};
 use crate::shared_state;
@@ -90,6 +92,10 @@ pub(crate) struct Session {
     unsent: Vec<NodeId>,
     /// What the subscriber was last told of tables that several are sent as.
     shapes: HashMap<u32, u64>,
+    /// Transactions that are sent while they are in progress.
+    streams: Streams,
+    /// The frame as it was before the change that is being written.
+    unfinished: Option<Mark>,
     /// What the subscriber was last told of whether commits wait for it.
     synchronous: bool,
 }
@@ -208,8 +214,20 @@ impl Session {
             seen: HashMap::new(),
             unsent: Vec::new(),
             shapes: HashMap::new(),
+            streams: Streams::new(),
+            unfinished: None,
             synchronous: false,
         })
+    }
+
+    /// Large transactions are sent while they are in progress.
+    pub(crate) fn streaming(&self) -> bool {
+        self.options.streaming
+    }
+
+    /// Prepared transactions are sent when they are prepared.
+    pub(crate) fn two_phase(&self) -> bool {
+        self.options.two_phase
     }
 
     pub(crate) fn replication_sets(&self) -> &[String] {
@@ -291,7 +309,11 @@ impl Session {
 
     /// Whether changes of the transaction that has begun are wanted at all.
     pub(crate) fn wants_transaction(&self) -> bool {
-        self.current.is_some()
+        if self.streams.in_chunk() {
+            self.streams.wants_change()
+        } else {
+            self.current.is_some()
+        }
     }
 
     /// Starts a row message; the caller then writes the columns.
@@ -303,6 +325,9 @@ impl Session {
     ) -> Result<(), EncodeError> {
         self.ensure_begun()?;
         self.announce(table)?;
+        if self.streams.in_chunk() {
+            self.unfinished = Some(self.encoder.mark());
+        }
         let (old_kind, old_columns) = if table.full {
             (OldKind::Full, table.columns.len())
         } else {
@@ -323,7 +348,16 @@ impl Session {
     }
 
     pub(crate) fn finish_change(&mut self) -> Result<(), EncodeError> {
+        self.unfinished = None;
         self.encoder.finish_message()
+    }
+
+    /// Takes back what an error has left of a change: a transaction that is sent in progress may be rolled back while
+    /// its rows are being read, and decoding goes on with others.
+    fn take_back_unfinished(&mut self) {
+        if let Some(mark) = self.unfinished.take() {
+            self.encoder.truncate_to(mark);
+        }
     }
 
     pub(crate) fn truncate<'a>(
@@ -449,6 +483,9 @@ impl Session {
     }
 
     fn ensure_begun(&mut self) -> Result<(), EncodeError> {
+        if self.streams.in_chunk() {
+            return self.ensure_chunk();
+        }
         if self.began {
             return Ok(());
         }
@@ -457,8 +494,42 @@ impl Session {
         };
         self.ensure_hello()?;
         self.began = true;
-        let seen: Vec<Seen> = self
-            .unsent
+        let seen = self.take_unsent();
+        let begin = self.begin_of(&transaction, &route, &seen);
+        self.encoder.begin(&begin)
+    }
+
+    fn begin_of<'a>(
+        &self,
+        transaction: &Transaction,
+        route: &'a Route,
+        seen: &'a [Seen],
+    ) -> codec::Begin<'a> {
+        let (origin, origin_lsn, lane, via) = match route {
+            Route::Forwarded { origin, via } => (
+                *origin,
+                transaction.origin_lsn,
+                transaction.origin,
+                via.as_slice(),
+            ),
+            _ => (self.node_id, transaction.end_lsn, 0, [].as_slice()),
+        };
+        codec::Begin {
+            xid: transaction.xid,
+            commit_lsn: Lsn(transaction.commit_lsn),
+            end_lsn: Lsn(transaction.end_lsn),
+            commit_ts: PgTimestamp(transaction.commit_ts),
+            origin,
+            origin_lsn: Lsn(origin_lsn),
+            lane,
+            via: List::from(via),
+            seen: List::from(seen),
+        }
+    }
+
+    /// What the subscriber has not been told yet of what this node had seen.
+    fn take_unsent(&mut self) -> Vec<Seen> {
+        self.unsent
             .drain(..)
             .map(|origin| {
                 let (lsn, timestamp) = self.seen.get(&origin).copied().unwrap_or_default();
@@ -468,36 +539,23 @@ impl Session {
                     timestamp: PgTimestamp(timestamp),
                 }
             })
-            .collect();
-        let (origin, origin_lsn, lane, via) = match &*route {
-            Route::Forwarded { origin, via } => (
-                *origin,
-                transaction.origin_lsn,
-                transaction.origin,
-                via.as_slice(),
-            ),
-            _ => (self.node_id, transaction.end_lsn, 0, [].as_slice()),
-        };
-        self.encoder.begin(&codec::Begin {
-            xid: transaction.xid,
-            commit_lsn: Lsn(transaction.commit_lsn),
-            end_lsn: Lsn(transaction.end_lsn),
-            commit_ts: PgTimestamp(transaction.commit_ts),
-            origin,
-            origin_lsn: Lsn(origin_lsn),
-            lane,
-            via: List::from(via),
-            seen: List::from(seen.as_slice()),
-        })
+            .collect()
     }
 
     fn announce(&mut self, table: &mut Published) -> Result<(), EncodeError> {
-        match table.shape {
-            None if table.announced => return Ok(()),
-            Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
-            _ => {}
+        if self.streams.in_chunk() {
+            if !self.streams.announces(table) {
+                return Ok(());
+            }
+        } else {
+            let era = self.streams.era();
+            match table.shape {
+                None if table.announced == era => return Ok(()),
+                Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
+                _ => {}
+            }
+            table.announced = era;
         }
-        table.announced = true;
         let columns: Vec<RelationColumn<'_>> = table
             .columns
             .iter()

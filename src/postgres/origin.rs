@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ffi::CString;
 
+use pg_ha_replication::origin_name::{OriginKind, OriginName};
 use pgrx::pg_sys;
 
 use super::version;
@@ -53,9 +54,8 @@ impl Origin {
     /// Whether it is the one that rows copied from a node bear; None when it is none of ours, whose number may stand for
     /// another origin later. In a transaction.
     pub(crate) fn is_of_copies(self) -> Option<bool> {
-        self.name()
-            .filter(|name| name.starts_with("pg_ha_"))
-            .map(|name| name.ends_with("_copy"))
+        let name = OriginName::parse(&self.name()?)?;
+        Some(name.kind == OriginKind::Copy)
     }
 
     /// How far it has been applied, durably: flushes this server's WAL as far as that takes.
@@ -89,6 +89,17 @@ impl Origin {
             // FATAL error interrupts is aborted.
             super::worker::at_exit(|_| Origin::stamp_nothing(), 0);
         }
+    }
+
+    /// From here to the end of the transaction all that it writes bears the origin: a server that decodes it for others
+    /// sees at once that it is not this node's own. If only the commit bore it, a large transaction would travel back
+    /// to where it came from before that came out. The position comes with the commit alone, see [`super::apply::commit`]
+    /// and [`super::apply::abort`].
+    ///
+    /// The session must have set up this origin.
+    pub(crate) fn mark_changes(self) {
+        // SAFETY: a variable of this process; what ends the transaction takes it back.
+        unsafe { pg_sys::replorigin_session_origin = self.0 };
     }
 
     /// Writes down that everything of the origin up to `position` has been dealt with, although nothing was committed for

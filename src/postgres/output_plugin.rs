@@ -3,6 +3,9 @@
 //! Logical decoding calls these in the walsender, in WAL order, a transaction at a time. They only move data between
 //! PostgreSQL's structures and [`crate::decoding::Session`], which decides what is sent.
 
+mod prepared;
+mod streamed;
+
 use std::collections::{HashMap, HashSet};
 
 use pgrx::pg_sys;
@@ -44,6 +47,8 @@ pub unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::O
     callbacks.commit_cb = Some(commit);
     callbacks.message_cb = Some(message);
     callbacks.filter_by_origin_cb = Some(filter_by_origin);
+    streamed::register(callbacks);
+    prepared::register(callbacks);
 }
 
 /// # Safety
@@ -63,6 +68,8 @@ unsafe extern "C-unwind" fn startup(
     unsafe {
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
         if is_init {
+            (*ctx).streaming = false;
+            (*ctx).twophase = false;
             return;
         }
         let pairs = option_pairs((*ctx).output_plugin_options);
@@ -70,6 +77,9 @@ unsafe extern "C-unwind" fn startup(
             Ok(session) => session,
             Err(refusal) => refusal.raise(),
         };
+        // The callbacks are there; whether they are called is for the subscriber to say.
+        (*ctx).streaming &= session.streaming();
+        prepared::agree(ctx, session.two_phase());
         // Whatever the role's, the database's and the server's own are.
         for (name, value) in values::CANONICAL {
             worker::set(name, value);
@@ -105,16 +115,27 @@ unsafe extern "C-unwind" fn begin(
     // SAFETY: a live context and transaction; origins are looked up under the historic snapshot that is set up here.
     unsafe {
         let plugin = plugin(ctx);
+        send_waiting(ctx, plugin);
         plugin.session.learn_origins(|origin| Origin(origin).name());
-        let transaction = Transaction {
+        plugin
+            .session
+            .begin(transaction(txn), |origin| Origin(origin).name());
+    }
+}
+
+/// # Safety
+/// `txn` is a transaction whose commit is being replayed, or which has been prepared.
+unsafe fn transaction(txn: *mut pg_sys::ReorderBufferTXN) -> Transaction {
+    // SAFETY: the caller's promise.
+    unsafe {
+        Transaction {
             xid: (*txn).xid.into(),
             commit_lsn: (*txn).final_lsn,
             end_lsn: (*txn).end_lsn,
             commit_ts: version::commit_time(txn),
             origin: (*txn).origin_id,
             origin_lsn: (*txn).origin_lsn,
-        };
-        plugin.session.begin(transaction, |origin| Origin(origin).name());
+        }
     }
 }
 
@@ -289,6 +310,9 @@ unsafe extern "C-unwind" fn message(
         if transactional && !plugin.session.wants_transaction() {
             return;
         }
+        if txn.is_null() {
+            send_waiting(ctx, plugin);
+        }
         let prefix = core::ffi::CStr::from_ptr(prefix).to_string_lossy();
         let content = if size == 0 {
             &[]
@@ -417,6 +441,17 @@ unsafe fn send(ctx: *mut pg_sys::LogicalDecodingContext, session: &mut Session, 
         pg_sys::OutputPluginWrite(ctx, last);
     }
     session.frame_sent();
+}
+
+/// Sends what has waited for company (see [`Session::stream_abort`]), so that the frame that follows holds nothing else.
+///
+/// # Safety
+/// As [`send`].
+unsafe fn send_waiting(ctx: *mut pg_sys::LogicalDecodingContext, plugin: &mut Plugin) {
+    if plugin.session.has_frame() {
+        // SAFETY: the caller's promise.
+        unsafe { send(ctx, &mut plugin.session, false) };
+    }
 }
 
 /// What a change becomes by its table's row filter; None: it is not sent.

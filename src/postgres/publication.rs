@@ -197,7 +197,8 @@ unsafe fn published(
             membership,
             filter: RowFilter::prepare(relation, filters(entries)),
             above: found.above.iter().map(|oid| oid.to_u32()).collect(),
-            announced: false,
+            announced: 0,
+            number: 0,
             warned: false,
             shape: None,
         };

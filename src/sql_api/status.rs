@@ -131,6 +131,8 @@ pub(crate) struct SubscriptionRow {
     pub(crate) lag: Option<i64>,
     pub(crate) counts: [i64; 7],
     pub(crate) workers: i32,
+    /// Transactions in progress: how many, their bytes in memory and on disk.
+    pub(crate) spool: [i64; 3],
     pub(crate) action: Option<String>,
     pub(crate) last_error: Option<String>,
     pub(crate) receiver_pid: Option<i32>,
@@ -180,6 +182,11 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     + copies::of(place.id.load(Acquire))
                         .filter(|copy| copy.leads())
                         .count()) as i32,
+                spool: [
+                    count(&place.spool_transactions),
+                    count(&place.spool_memory),
+                    count(&place.spool_disk),
+                ],
                 receiver_pid,
                 applier_pid,
                 action: text.action.to_option(),

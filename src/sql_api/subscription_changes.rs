@@ -10,6 +10,7 @@ use super::{
     arguments, local_node, quoted_list, refuse_in_recovery, sequences, slots, subscriptions as creation,
     synchronization,
 };
+use crate::catalog::prepared;
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
@@ -17,7 +18,7 @@ use crate::network;
 use crate::network::peer::{Peer, Purpose};
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
-use crate::postgres::xact;
+use crate::postgres::{two_phase, xact};
 use crate::{settings, shared_state};
 
 fn missing(name: &str) -> Report {
@@ -46,12 +47,37 @@ pub(crate) fn sub_drop(name: Option<String>, if_exists: Option<bool>) -> Answer<
     }
     let subscription = require(Some(name))?;
     subscriptions::delete(subscription.id)?;
+    warn_of_prepared(&subscription)?;
     if local_node()?.is_none() {
         leave_slot_alone(&subscription);
         return Ok(true);
     }
     xact::after_commit(move || after_drop(&subscription));
     Ok(true)
+}
+
+/// What is prepared here for the provider's transactions stays, with its locks: whether it shall count is for somebody
+/// to say who knows what became of them there.
+fn warn_of_prepared(subscription: &Subscription) -> Answer<()> {
+    let left = prepared::local_gids(&two_phase::gid_prefix(subscription.id))?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let quoted: Vec<String> = left.iter().map(pgrx::spi::quote_literal).collect();
+    Report::new(
+        Code::ERRCODE_WARNING,
+        format!(
+            "{} prepared transactions of subscription \"{}\" are left",
+            left.len(),
+            subscription.name
+        ),
+    )
+    .detail(format!("They are {}.", quoted.join(", ")))
+    .hint(
+        "They hold their locks. End each as it ends on the provider, by COMMIT PREPARED or ROLLBACK PREPARED here.",
+    )
+    .warn();
+    Ok(())
 }
 
 /// In a copy of a node's database, or where the identity was lost: the slot may be another database's by now.

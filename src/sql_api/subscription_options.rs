@@ -11,11 +11,13 @@ use crate::catalog::nodes;
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::postgres::error::{Answer, Report};
-use crate::postgres::xact;
+use crate::postgres::{server, xact};
 use crate::shared_state;
 
 /// Keys whose feature does not exist yet: they can only be set back to their default.
-const NOT_YET: [&str; 3] = ["streaming", "two_phase", "workers"];
+const NOT_YET: [&str; 1] = ["workers"];
+
+const MAX_PREPARED: &str = "max_prepared_transactions";
 
 /// Changes options of a subscription; false if they were so already.
 pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) -> Answer<bool> {
@@ -23,6 +25,7 @@ pub(crate) fn sub_alter_options(name: Option<String>, options: Option<Value>) ->
     let subscription = subscription_changes::require(name)?;
     let altered = subscription.options.alter(&change)?;
     require_supported(&change)?;
+    require_two_phase(subscription.options.two_phase(), altered.options.two_phase())?;
     let forward_origins = altered
         .forward_origins
         .clone()
@@ -81,6 +84,32 @@ pub(super) fn checked_delay(length: Option<i64>, given: &str) -> Answer<i64> {
     }
 }
 
+/// Prepared transactions can be taken as such where some can be prepared, and for good.
+fn require_two_phase(before: bool, after: bool) -> Answer<()> {
+    if before && !after {
+        return Err(Report::new(
+            Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the option two_phase cannot be taken back",
+        )
+        .detail(
+            "The provider's slot has sent prepared transactions when they were prepared; it would send those again \
+             when they commit.",
+        )
+        .hint("Drop the subscription and create it again, once no transaction is prepared on the provider."));
+    }
+    if after && !before && server::setting(MAX_PREPARED).is_none_or(|most| most == "0") {
+        return Err(Report::new(
+            Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this server cannot prepare transactions",
+        )
+        .detail(format!("{MAX_PREPARED} is 0."))
+        .hint(format!(
+            "Set {MAX_PREPARED} to as many as may be prepared at once on the provider, and restart the server."
+        )));
+    }
+    Ok(())
+}
+
 fn require_supported(change: &Value) -> Answer<()> {
     let unsupported = change
         .as_object()
@@ -101,7 +130,6 @@ fn require_supported(change: &Value) -> Answer<()> {
 /// Whether an option, which has been checked, has the value that it has by itself.
 fn is_default(key: &str, value: &Value) -> bool {
     match key {
-        "two_phase" | "streaming" => value == &json!(false) || value.is_null(),
         "workers" => value == &json!(1) || value.is_null(),
         _ => value.is_null(),
     }

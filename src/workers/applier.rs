@@ -5,16 +5,18 @@
 //! on exactly where the data ends. Commits do not wait for the disk; what is reported as flushed does.
 //!
 //! It may block on rows, tables and unique keys that local transactions have locked, and on nothing else but its
-//! latch. A small transaction
-//! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
-//! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
+//! latch. A small transaction comes in one message and is retried from it after a deadlock or another passing error,
+//! and so is a large one that came while it was in progress, from the spool. For one that came whole in many messages,
+//! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
 mod counts;
 mod delay;
 mod gates;
 mod positions;
+mod prepared;
 mod report;
 mod skip;
+mod spool;
 pub(super) mod tables;
 pub(super) mod transaction;
 mod ways;
@@ -23,6 +25,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{NodeId, PgTimestamp};
+use pg_ha_replication::codec::is_streamed;
 use pg_ha_replication::conflict::SeenVersions;
 use pgrx::prelude::*;
 
@@ -41,7 +44,8 @@ use crate::workers::receiver::{HEADER, KIND_ASKED, KIND_DATA};
 use delay::Delay;
 use gates::Gates;
 use positions::Positions;
-use transaction::Apply;
+use spool::Spool;
+use transaction::{Apply, Failure};
 
 /// Shortest time between two writings of what the provider had seen.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
@@ -95,6 +99,9 @@ fn forget(index: usize) {
     if let Some(area) = shared_state::area() {
         let place = &area.subscriptions[index];
         place.gates_generation.store(0, Release);
+        for use_of_spool in [&place.spool_memory, &place.spool_disk, &place.spool_transactions] {
+            use_of_spool.store(0, Relaxed);
+        }
         place.applier_pid.store(0, Release);
         latch::wake(place.receiver_pid.load(Acquire));
         latch::wake(area.supervisor_pid.load(Acquire));
@@ -152,6 +159,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut leaps = Leaps::default();
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
+    let mut spool = Spool::new(place, id);
     let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
     let mut statistics = worker::Statistics::new();
@@ -183,7 +191,20 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     }
                     delay.over();
                 }
-                take(&mut apply, &mut positions, &mut leaps, message)?;
+                if !apply.in_transaction()
+                    && let Some(frame) = frame(message)
+                {
+                    // Who has the origin may wait for a copier, and that one for this process.
+                    while !apply.claim(frame)? {
+                        positions.publish(true)?;
+                        worker::heed_signals(0);
+                        if place.receiver_pid.load(Acquire) == 0 {
+                            return Ok(());
+                        }
+                        gates.attend(positions.applied(), apply.tables())?;
+                    }
+                }
+                take(&mut apply, &mut spool, &mut positions, &mut leaps, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
                     published = Instant::now();
@@ -217,13 +238,19 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
 
 /// When a message of the queue may be applied; None if at once.
 fn due(delay: &Delay, message: &[u8]) -> Option<i64> {
+    delay.due(frame(message)?)
+}
+
+/// The frame in a message of the queue; None if it brings none.
+fn frame(message: &[u8]) -> Option<&[u8]> {
     let (head, payload) = message.split_at_checked(HEADER)?;
-    (head[0] == KIND_DATA).then(|| delay.due(payload)).flatten()
+    (head[0] == KIND_DATA).then_some(payload)
 }
 
 /// One message of the queue.
 fn take(
     apply: &mut Apply,
+    spool: &mut Spool,
     positions: &mut Positions,
     leaps: &mut Leaps,
     message: &[u8],
@@ -243,6 +270,22 @@ fn take(
         }
         return Ok(());
     }
+    if is_streamed(payload) {
+        return spool.frame(payload, apply, positions, leaps);
+    }
+    attempt(apply, positions, leaps, |apply, again, look, positions| {
+        apply.frame(payload, again, look, positions)
+    })
+}
+
+/// Applies what `work` brings; again, if it is all of a transaction and met an error that another attempt may not meet.
+/// `work` is told whether it is another attempt, and how inserts go about it.
+fn attempt(
+    apply: &mut Apply,
+    positions: &mut Positions,
+    leaps: &mut Leaps,
+    mut work: impl FnMut(&mut Apply, bool, Look, &mut Positions) -> Result<(), Failure>,
+) -> Result<(), String> {
     let mut attempt = 0;
     let mut again = false;
     // Only what can be tried again may go without a look.
@@ -253,7 +296,7 @@ fn take(
     };
     loop {
         let whole = !apply.in_transaction();
-        match worker::catch(|| apply.frame(payload, again, look, positions)) {
+        match worker::catch(|| work(apply, again, look, positions)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();

@@ -16,5 +16,6 @@ pub mod progress;
 pub mod retention;
 pub mod sequence;
 pub mod skip;
+pub mod spool;
 pub mod stream;
 pub mod subscription_options;

@@ -17,4 +17,13 @@ SELECT ha.sub_alter_options('s', '{"forward_origins": ["a", "a"]}');
 -- Setting back what was never set changes nothing.
 SELECT ha.sub_alter_options('s', '{}');
 SELECT ha.sub_alter_options('s', '{"workers": null, "apply_delay": null, "copy_workers": null}');
+SELECT ha.sub_alter_options('s', '{"streaming": 1}');
+SELECT ha.sub_alter_options('s', '{"streaming": false}');
+SELECT ha.sub_alter_options('s', '{"streaming": false}');
+SELECT options FROM ha.subscriptions;
+SELECT ha.sub_alter_options('s', '{"streaming": null}');
+SELECT ha.sub_alter_options('s', '{"two_phase": true}');
+UPDATE ha.subscription_catalog SET options = '{"two_phase": true}';
+SELECT ha.sub_alter_options('s', '{"two_phase": null}');
+UPDATE ha.subscription_catalog SET options = '{}';
 SELECT options, forward_origins, apply_delay FROM ha.subscriptions;

@@ -33,7 +33,9 @@ mod shapes;
 mod slots;
 mod slow_and_full;
 mod stream_and_ddl;
+mod streamed;
 mod support;
+mod two_phase;
 mod types;
 mod walkthrough;
 mod wrong_clock;
@@ -72,6 +74,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         types::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
+        streamed::SCENARIOS,
+        two_phase::SCENARIOS,
         least_privilege_tls::SCENARIOS,
         bad_input_settings::SCENARIOS,
         bad_input_dsn::SCENARIOS,

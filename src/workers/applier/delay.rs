@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pg_ha_replication::codec::{Decoder, Message};
+use pg_ha_replication::codec::{CommitPrepared, Decoder, Message, StreamCommit, is_chunk};
 
 use crate::postgres;
 use crate::shared_state::layout;
@@ -35,9 +35,16 @@ impl Delay {
         if self.delay.is_zero() {
             return None;
         }
+        if is_chunk(frame) {
+            return None;
+        }
         let mut decoder = Decoder::new(frame);
         while let Ok(Some(message)) = decoder.next() {
-            if let Message::Begin(begin) = message {
+            // What is only prepared does not wait: it shows when it commits.
+            if let Message::Begin(begin)
+            | Message::StreamCommit(StreamCommit { begin, .. })
+            | Message::CommitPrepared(CommitPrepared { begin, .. }) = message
+            {
                 let delay = i64::try_from(self.delay.as_micros()).unwrap_or(i64::MAX);
                 return Some(begin.commit_ts.0.saturating_add(delay));
             }

@@ -28,6 +28,16 @@ pub(super) struct Passed {
     pub(super) changes: u64,
 }
 
+impl Passed {
+    pub(super) fn new(begin: &Begin<'_>) -> Passed {
+        Passed {
+            xid: begin.xid,
+            end_lsn: begin.end_lsn.0,
+            changes: 0,
+        }
+    }
+}
+
 impl Skip {
     pub(super) fn new(subscription_id: i32, subscription: &str, wanted: Option<u64>) -> Skip {
         Skip {

@@ -1,31 +1,36 @@
 //! From messages to transactions: what each message does, and the judgement of each row.
 
+mod failure;
+mod prepared;
+
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::{NodeId, PgTimestamp};
-use pg_ha_replication::codec::{Begin, CodecError, Commit, Decoder, Logical, Message, Truncate};
+use pg_ha_replication::codec::{Begin, Commit, Decoder, Logical, Message, Truncate};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
 use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
-use pg_ha_replication::stream::{StreamCheck, StreamError};
+use pg_ha_replication::stream::StreamCheck;
 
 use super::counts::Counts;
 use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
-use super::tables::{Tables, TruncateError};
+use super::tables::Tables;
 use super::ways::{Lane, Lanes, Rivals, Stray};
 use crate::catalog::applied_changes::{self, TransactionId};
+use crate::catalog::origins;
 use crate::catalog::plan::PlannedSubscription;
-use crate::catalog::sequences::{self, SequenceMessage, SetError};
+use crate::catalog::sequences::{self, SequenceMessage};
 use crate::catalog::subscription_tables::{self, CopiedMessage, CopyMessage, ExistingRows, NewTable};
-use crate::catalog::{self, origins};
 use crate::decoding::SYNCHRONOUS_MESSAGE;
 use crate::postgres::apply::table::{Look, RowChange};
-use crate::postgres::apply::{self, ApplyError, Found};
+use crate::postgres::apply::{self, Found};
 use crate::postgres::origin::Origin;
 use crate::postgres::worker;
 use crate::shared_state::{self, layout};
+
+pub(super) use failure::Failure;
 
 /// Who wants to know how far the stream is.
 pub(super) trait Progress {
@@ -39,33 +44,6 @@ pub(super) trait Progress {
     fn synchronous(&mut self, synchronous: bool);
 }
 
-/// What ends the applier, PostgreSQL's own errors apart.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    #[error("the stream cannot be read: {0}")]
-    Codec(#[from] CodecError),
-    #[error("the stream is out of order: {0}")]
-    Order(#[from] StreamError),
-    #[error(transparent)]
-    Row(#[from] ApplyError),
-    #[error("a message of the provider cannot be read: {0}")]
-    Message(serde_json::Error),
-    #[error(transparent)]
-    Catalog(#[from] catalog::Error),
-    #[error(transparent)]
-    Sequence(#[from] SetError),
-    #[error(transparent)]
-    Empty(#[from] subscription_tables::EmptyError),
-    #[error(transparent)]
-    Truncate(#[from] TruncateError),
-    #[error("the provider is node {found}, not {wanted}, which this subscription was made for")]
-    WrongProvider { found: NodeId, wanted: NodeId },
-    #[error("the stream brought a transaction of node {0}, which cannot come this way")]
-    ForeignOrigin(NodeId),
-    #[error("the ways of changes could not be read: {0}")]
-    Ways(String),
-}
-
 /// A remote transaction that is being applied.
 struct Open {
     xid: u32,
@@ -74,6 +52,8 @@ struct Open {
     version: Version,
     /// Nothing of it is applied: it was already, before a restart, or somebody wants it passed over.
     skip: bool,
+    /// It does not commit yet: nothing may depend on when it will.
+    tentative: bool,
     lane: Lane,
     /// The provider's number for the lane, 0 for its own transactions.
     lane_number: u16,
@@ -101,8 +81,10 @@ pub(super) struct Apply {
     /// The nodes that the server's origin numbers stand for, as far as they were met.
     origins: HashMap<u16, NodeId>,
     check: StreamCheck,
-    /// How many messages of the current frame have passed the check.
-    checked: usize,
+    /// How many messages of the current frame, or transaction from the spool, have come in this attempt, and how many
+    /// have passed the check in this or an earlier one.
+    number: u64,
+    checked: u64,
     tables: Tables,
     skip: Skip,
     open: Option<Open>,
@@ -144,6 +126,7 @@ impl Apply {
             rivals: Rivals::new(subscription.id, &subscription.provider_uid),
             origins: HashMap::new(),
             check: StreamCheck::new(),
+            number: 0,
             checked: 0,
             tables: Tables::new(subscription.id),
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
@@ -199,22 +182,40 @@ impl Apply {
         look: Look,
         progress: &mut dyn Progress,
     ) -> Result<(), Failure> {
+        self.start_frame(again, look);
         let mut decoder = Decoder::new(frame);
+        while let Some(message) = decoder.next()? {
+            self.next(&message, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Messages of a frame, or of a transaction from the spool, follow. `again`: the same as before; `look`: how inserts
+    /// go about it.
+    pub(super) fn start_frame(&mut self, again: bool, look: Look) {
+        self.number = 0;
         self.look = look;
         if !again {
             self.checked = 0;
         }
-        let mut number = 0;
-        while let Some(message) = decoder.next()? {
-            number += 1;
-            // What came before the error has been checked in an earlier attempt.
-            if number > self.checked {
-                self.check.observe(&message)?;
-                self.checked = number;
-            }
-            self.message(&message, progress)?;
+    }
+
+    /// Applies one message.
+    pub(super) fn next(&mut self, message: &Message<'_>, progress: &mut dyn Progress) -> Result<(), Failure> {
+        self.number += 1;
+        // What came before an error has been checked in an earlier attempt.
+        if self.number > self.checked {
+            self.check.observe(message)?;
+            self.checked = self.number;
         }
-        Ok(())
+        self.message(message, progress)
+    }
+
+    /// Whether the open transaction was applied before.
+    pub(super) fn was_applied(&self) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|open| open.skip && open.passed.is_none())
     }
 
     fn message(&mut self, message: &Message<'_>, progress: &mut dyn Progress) -> Result<(), Failure> {
@@ -265,6 +266,14 @@ impl Apply {
                     self.told_at_once(logical, progress);
                 }
             }
+            // They do not pass the check.
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => {}
         }
         Ok(())
     }
@@ -285,6 +294,17 @@ impl Apply {
     fn told(&mut self, logical: &Logical<'_>) -> Result<(), Failure> {
         if self.open.as_ref().is_none_or(|open| open.skip) {
             return Ok(());
+        }
+        let acted_upon = [
+            sequences::MESSAGE,
+            subscription_tables::COPIED_MESSAGE,
+            subscription_tables::COPY_MESSAGE,
+        ];
+        if self.open.as_ref().is_some_and(|open| open.tentative) && acted_upon.contains(&logical.prefix) {
+            return Err(Failure::NotBeforeCommit(format!(
+                "what its message {} asks for cannot wait here",
+                logical.prefix
+            )));
         }
         if logical.prefix == sequences::MESSAGE {
             let message: SequenceMessage =
@@ -335,7 +355,8 @@ impl Apply {
         Ok(())
     }
 
-    fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
+    /// What a transaction says of its way and of what its writer had seen. Between two transactions.
+    fn learn(&mut self, begin: &Begin<'_>) -> Result<Lane, Failure> {
         self.rivals.attend().map_err(Failure::Ways)?;
         let lane = *self.lanes.of(begin).map_err(|stray| match stray {
             Stray::Origin(origin) => Failure::ForeignOrigin(origin),
@@ -345,22 +366,24 @@ impl Apply {
             self.seen.advance(seen.origin, seen.timestamp);
             self.seen_changed = true;
         }
+        Ok(lane)
+    }
+
+    fn begin(&mut self, begin: &Begin<'_>) -> Result<(), Failure> {
+        let lane = self.learn(begin)?;
         let applied = begin.origin_lsn.0 <= lane.progress;
         let verdict = if applied {
             Verdict::Apply
         } else {
             self.skip.judge(begin)
         };
-        let passed = (verdict == Verdict::PassOver).then_some(Passed {
-            xid: begin.xid,
-            end_lsn: begin.end_lsn.0,
-            changes: 0,
-        });
+        let passed = (verdict == Verdict::PassOver).then(|| Passed::new(begin));
         let skip = applied || passed.is_some();
         let mut arrival = None;
         if !skip {
             lane.origin.use_in_session();
             apply::begin();
+            lane.origin.mark_changes();
             if self.rivals.share(begin.origin) {
                 arrival = Some(self.rivals.meet(TransactionId {
                     origin: begin.origin,
@@ -370,25 +393,22 @@ impl Apply {
             }
         }
         self.open = Some(Open {
-            xid: begin.xid,
-            end_lsn: begin.end_lsn.0,
-            origin_lsn: begin.origin_lsn.0,
-            version: Version {
-                timestamp: begin.commit_ts,
-                origin: begin.origin,
-            },
             skip,
-            lane,
-            lane_number: begin.lane,
             arrival,
             passed,
             forget_skip: verdict == Verdict::ApplyAndForget,
-            changes: 0,
+            ..opened(begin, lane)
         });
         Ok(())
     }
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
+        let outcome = self.complete(commit, progress);
+        self.rivals.release();
+        outcome
+    }
+
+    fn complete(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         // While this can fail the transaction is there to be told of.
@@ -457,6 +477,11 @@ impl Apply {
         Ok(())
     }
 
+    /// See [`Rivals::claim`].
+    pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
+        self.rivals.claim(frame)
+    }
+
     /// Forgets what was noted of changes that cannot come again.
     pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
         self.rivals.forget(oldest)
@@ -476,13 +501,16 @@ impl Apply {
         // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
         // through foreign keys, and without it the server would refuse to truncate what they refer to.
         let all = truncate.relations.iter().count();
-        let end_lsn = open.end_lsn;
+        let (end_lsn, tentative) = (open.end_lsn, open.tentative);
         self.tables.close();
         let mut ids = Vec::with_capacity(all);
         for id in truncate.relations.iter() {
             if self.tables.may_truncate(id, end_lsn)? && self.is_new(id)? {
                 ids.push(id);
             }
+        }
+        if tentative && ids.len() < all {
+            return Err(being_copied());
         }
         if ids.is_empty() {
             return Ok(());
@@ -515,7 +543,7 @@ impl Apply {
         };
         let shape = self.tables.shape(relation)?;
         let verdict = arrival.meet(Change {
-            digest: shape.truncate(),
+            digest: self.rivals.since_copy(&shape, shape.truncate()),
             relation,
             keyed: shape.is_keyed(),
             kind: Kind::Truncate,
@@ -531,16 +559,23 @@ impl Apply {
     ) -> Result<(), Failure> {
         self.count_passed();
         let Some(open) = &mut self.open else { return Ok(()) };
-        if open.skip || !self.tables.may_change(relation, open.end_lsn) {
+        if open.skip {
             return Ok(());
         }
+        if !self.tables.may_change(relation, open.end_lsn) {
+            return match open.tentative {
+                true => Err(being_copied()),
+                false => Ok(()),
+            };
+        }
+        let tentative = open.tentative;
         let verdict = match &mut open.arrival {
             None => once::Verdict::Apply,
             Some(arrival) => {
                 let shape = self.tables.shape(relation)?;
                 let (old, new) = change.rows();
                 arrival.meet(Change {
-                    digest: shape.row(operation, old, new),
+                    digest: self.rivals.since_copy(&shape, shape.row(operation, old, new)),
                     relation,
                     keyed: shape.is_keyed(),
                     kind: Kind::Row(operation),
@@ -583,6 +618,15 @@ impl Apply {
                 },
             }
         })?;
+        if tentative && (decision.conflict.is_some() || !apply::writes(decision.action)) {
+            let what = decision
+                .conflict
+                .map_or("nothing to change", |conflict| conflict.kind.as_str());
+            return Err(Failure::NotBeforeCommit(format!(
+                "{what} on table {}",
+                target.name
+            )));
+        }
         if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
             self.conflicts
                 .note(conflict, &target.name, remote, local, counters);
@@ -594,6 +638,30 @@ impl Apply {
         }
         Ok(())
     }
+}
+
+fn opened(begin: &Begin<'_>, lane: Lane) -> Open {
+    Open {
+        xid: begin.xid,
+        end_lsn: begin.end_lsn.0,
+        origin_lsn: begin.origin_lsn.0,
+        version: Version {
+            timestamp: begin.commit_ts,
+            origin: begin.origin,
+        },
+        skip: false,
+        tentative: false,
+        lane,
+        lane_number: begin.lane,
+        arrival: None,
+        passed: None,
+        forget_skip: false,
+        changes: 0,
+    }
+}
+
+fn being_copied() -> Failure {
+    Failure::NotBeforeCommit("a table of it is being copied".to_owned())
 }
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as

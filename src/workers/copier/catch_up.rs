@@ -178,6 +178,9 @@ impl<'w> CatchUp<'w> {
             encoding: server::encoding(),
             replication_sets: self.work.subscription.replication_sets.clone(),
             forward_origins: self.work.subscription.forward_origins.clone(),
+            // The copy's transaction cannot wait for others to commit.
+            streaming: false,
+            two_phase: false,
         })
     }
 
@@ -244,6 +247,14 @@ impl<'w> CatchUp<'w> {
                 }
             }
             Message::Hello(_) | Message::Logical(_) => {}
+            // The check has refused them: they were not asked for.
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => {}
         }
         Ok(())
     }
