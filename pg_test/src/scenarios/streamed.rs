@@ -200,7 +200,10 @@ fn ends(stage: &Stage) -> Result<()> {
     session.exec("BEGIN")?;
     session.exec(&insert(1, 5000))?;
     wait_spooled(&cluster, two, &name, 1)?;
-    ensure!(disk_of(&cluster, two, &name)? > 0, "nothing went to disk");
+    wait::until("it goes to disk", PATIENCE, || {
+        let disk = disk_of(&cluster, two, &name)?;
+        Ok(Probe::when(disk > 0, disk.to_string()))
+    })?;
     // Others do not wait, whole or in chunks, and what is in progress shows nothing.
     other.exec("INSERT INTO small SELECT g, 'whole' FROM generate_series(1, 10) AS g")?;
     other.exec("INSERT INTO small SELECT g, repeat('chunks', 20) FROM generate_series(11, 3000) AS g")?;
