@@ -495,7 +495,7 @@ CREATE FUNCTION ha.sub_create(subscription_name name, provider_dsn text,
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_create_wrapper';
 COMMENT ON FUNCTION ha.sub_create(name, text, text[], boolean, boolean, text[], interval, boolean) IS
-    'subscribes the local node to another one: both get to know each other and the provider gets a slot. Returns the subscription''s id';
+    'subscribes the local node to another one: both get to know each other and the provider gets a slot. forward_origins: names of nodes whose changes the provider sends on, with their own origin and time, or {all} for everything that it has. Returns the subscription''s id';
 
 CREATE FUNCTION ha.sub_drop(subscription_name name, if_exists boolean = false) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -531,7 +531,7 @@ CREATE FUNCTION ha.sub_alter_options(subscription_name name, options jsonb) RETU
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_alter_options_wrapper';
 COMMENT ON FUNCTION ha.sub_alter_options(name, jsonb) IS
-    'changes options of a subscription, null sets one back to its default: forward_origins (array of node names), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
+    'changes options of a subscription, null sets one back to its default: forward_origins (array of node names, or of all), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
 
 CREATE FUNCTION ha.sub_skip_lsn(subscription_name name, lsn pg_lsn) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -50,6 +50,24 @@ pub(crate) fn note(id: TransactionId, digests: &[u64]) -> Result<(), Error> {
     Ok(())
 }
 
+/// The origins of which something is noted.
+pub(crate) fn origins() -> Result<Vec<NodeId>, Error> {
+    // From one to the next by the index, however much is noted of each.
+    let found: Vec<i32> = read(
+        "WITH RECURSIVE o (id) AS ( \
+             SELECT min(origin_id) FROM ha.applied_changes \
+             UNION ALL \
+             SELECT (SELECT min(a.origin_id) FROM ha.applied_changes a WHERE a.origin_id > o.id) FROM o WHERE o.id IS NOT NULL) \
+         SELECT id FROM o WHERE id IS NOT NULL",
+        &[],
+        |row| row.get(1),
+    )?;
+    Ok(found
+        .into_iter()
+        .filter_map(|id| NodeId::new(id.cast_unsigned()).ok())
+        .collect())
+}
+
 /// Forgets the transactions of an origin up to a position, by which every way has brought them, and those that
 /// committed before a time. Leaves alone what others are at.
 pub(crate) fn forget(origin: NodeId, position: u64, time: PgTimestamp) -> Result<usize, Error> {
@@ -60,7 +78,7 @@ pub(crate) fn forget(origin: NodeId, position: u64, time: PgTimestamp) -> Result
             OR origin_id = $1 AND commit_time < $3",
         &[
             i32::from(origin.get()).into(),
-            position.cast_signed().into(),
+            position.min(i64::MAX.unsigned_abs()).cast_signed().into(),
             time.0.into(),
         ],
     )

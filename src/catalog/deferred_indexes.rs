@@ -10,7 +10,7 @@ use crate::postgres::worker::with_latest_snapshot;
 
 /// Takes the indexes of an empty table, and of its partitions, out of use for this transaction; returns their names,
 /// for [`build`]. Empty where that cannot be or is not worth it: rows are there, or triggers of the table run and may
-/// look rows up. Others can read the table until the commit, but not write to it.
+/// look rows up. Others can read the table until its indexes are built, and write to it after the commit.
 pub(crate) fn defer(table: pgrx::pg_sys::Oid) -> Result<Vec<String>, Error> {
     let parts = read(
         "SELECT p.relid::oid, p.relid::regclass::text, \

@@ -200,6 +200,16 @@ pub(crate) fn tell_to_copy(relation: pgrx::pg_sys::Oid, set_name: &str) -> Resul
     super::emit_transactional(COPY_MESSAGE, &content)
 }
 
+/// The tables that were copied, by name, and when, by whatever subscription, last (microseconds since 1970).
+pub(crate) fn copied() -> Result<Vec<(String, String, i64)>, Error> {
+    read(
+        "SELECT nspname::text, relname::text, (extract(epoch FROM max(copied_at)) * 1000000)::bigint \
+           FROM ha.subscription_tables WHERE copied_at IS NOT NULL GROUP BY 1, 2",
+        &[],
+        |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)),
+    )
+}
+
 /// Prefix of the message that a table was copied, for those to whom changes of its provider are forwarded.
 pub(crate) const COPIED_MESSAGE: &str = "pg_ha.copied";
 
@@ -334,7 +344,7 @@ pub(crate) fn lock(qualified_name: &str) -> Result<(), Error> {
 
 /// Gives back the room of an ordinary table that holds no rows, where it is much: what a copy that failed left behind
 /// would otherwise stand before the rows of the next one.
-pub(crate) fn shrink(qualified_name: &str) -> Result<(), Error> {
+pub(crate) fn shrink(qualified_name: &str) -> Result<(), EmptyError> {
     let large = read_one(
         "SELECT relkind = 'r' AND pg_catalog.pg_relation_size(oid) > 1048576 FROM pg_catalog.pg_class \
           WHERE oid = $1::pg_catalog.regclass",
@@ -342,7 +352,11 @@ pub(crate) fn shrink(qualified_name: &str) -> Result<(), Error> {
         |row| row.get::<bool>(1),
     )?;
     if large == Some(true) && !is_referenced(qualified_name)? {
-        execute(&format!("TRUNCATE ONLY {qualified_name}"), &[])?;
+        as_owner(
+            qualified_name,
+            Operation::Truncate,
+            &format!("TRUNCATE ONLY {qualified_name}"),
+        )?;
     }
     Ok(())
 }
@@ -378,13 +392,18 @@ pub(crate) fn empty(qualified_name: &str) -> Result<(), EmptyError> {
     } else {
         (Operation::Truncate, format!("TRUNCATE {rows}"))
     };
+    as_owner(qualified_name, operation, &statement)
+}
+
+/// Runs a statement on a table as whoever its changes are applied as: triggers of the table run by it.
+fn as_owner(qualified_name: &str, operation: Operation, statement: &str) -> Result<(), EmptyError> {
     let oid: Option<pgrx::pg_sys::Oid> = read_one(
         "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid",
         &[qualified_name.into()],
         |row| row.get(1),
     )?;
     let oid = oid.ok_or_else(|| ApplyError::MissingTable(qualified_name.to_owned()))?;
-    acting::as_owner_of(oid, qualified_name, operation, || execute(&statement, &[]))??;
+    acting::as_owner_of(oid, qualified_name, operation, || execute(statement, &[]))??;
     Ok(())
 }
 

@@ -182,7 +182,7 @@ pub(crate) fn progress(id: i32) -> Result<u64, Error> {
     let progress = "SELECT greatest(max(pg_catalog.pg_replication_origin_progress(o.roname, false)), max(s.slot_lsn)) \
                            - '0/0'::pg_lsn \
                       FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
-                      LEFT JOIN ha.origin_ids i ON i.node_uid = n.node_uid AND i.ordinal >= 0 \
+                      LEFT JOIN ha.origin_ids i ON i.node_uid = n.node_uid AND i.lane = 0 AND i.ordinal >= 0 \
                       LEFT JOIN pg_catalog.pg_replication_origin o ON o.roident = i.roident \
                      WHERE s.subscription_id = $1";
     let progress = read_one(&format!("SELECT ({progress})::bigint"), &[id.into()], |row| {

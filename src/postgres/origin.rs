@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ffi::CString;
 
+use pg_ha_replication::origin_name::{OriginKind, OriginName};
 use pgrx::pg_sys;
 
 use super::version;
@@ -53,9 +54,8 @@ impl Origin {
     /// Whether it is the one that rows copied from a node bear; None when it is none of ours, whose number may stand for
     /// another origin later. In a transaction.
     pub(crate) fn is_of_copies(self) -> Option<bool> {
-        self.name()
-            .filter(|name| name.starts_with("pg_ha_"))
-            .map(|name| name.ends_with("_copy"))
+        let name = OriginName::parse(&self.name()?)?;
+        Some(name.kind == OriginKind::Copy)
     }
 
     /// How far it has been applied, durably: flushes this server's WAL as far as that takes.

@@ -1,5 +1,6 @@
 //! Replication slots of this server, beyond what SQL can do with them.
 
+use std::cell::Cell;
 use std::ffi::CString;
 
 use pgrx::pg_sys;
@@ -11,6 +12,7 @@ use super::{version, worker};
 /// reads from it, or when it is gone. The error is returned; the slot is then as it was.
 pub(crate) fn end(name: &str) -> Result<(), String> {
     let c_name = CString::new(name).map_err(|error| error.to_string())?;
+    let before = Cell::new(None);
     let ended = worker::catch(|| {
         // SAFETY: a worker without a slot of its own takes this one, so that nobody else changes it meanwhile, and lets
         // go of it; what is kept because of slots is then computed anew. The fields are those that
@@ -18,6 +20,7 @@ pub(crate) fn end(name: &str) -> Result<(), String> {
         // field is one word, and readers see the slot ended at the second at the latest.
         unsafe {
             version::slot_acquire(c_name.as_ptr());
+            before.set(Some((*pg_sys::MyReplicationSlot).data));
             version::mark_slot_lost(pg_sys::MyReplicationSlot);
             pg_sys::ReplicationSlotMarkDirty();
             pg_sys::ReplicationSlotSave();
@@ -27,9 +30,13 @@ pub(crate) fn end(name: &str) -> Result<(), String> {
         }
     });
     ended.map_err(|caught| {
-        // SAFETY: a slot that was taken before the error is given back; none is the other case.
+        // SAFETY: a slot that was taken before the error is as it was again, as on disk (where there may have been no
+        // room for it), and given back.
         unsafe {
-            if !pg_sys::MyReplicationSlot.is_null() {
+            if let Some(slot) = pg_sys::MyReplicationSlot.as_mut() {
+                if let Some(before) = before.get() {
+                    slot.data = before;
+                }
                 pg_sys::ReplicationSlotRelease();
             }
         }

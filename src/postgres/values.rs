@@ -218,7 +218,24 @@ pub(crate) unsafe fn to_client(bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// An identifier of the server in UTF-8.
+/// Text in the server's encoding.
+pub(crate) fn to_server(text: &str) -> Vec<u8> {
+    // SAFETY: the conversion returns its input, or nul-terminated memory of the current context, copied at once.
+    unsafe {
+        let converted = pg_sys::pg_any_to_server(
+            text.as_ptr().cast(),
+            text.len() as i32,
+            pg_sys::pg_enc::PG_UTF8 as i32,
+        );
+        if converted.cast_const().cast() == text.as_ptr() {
+            text.as_bytes().to_vec()
+        } else {
+            CStr::from_ptr(converted).to_bytes().to_vec()
+        }
+    }
+}
+
+/// Text of the server (an identifier, say) in UTF-8.
 ///
 /// # Safety
 /// `name` is nul-terminated text in the server's encoding.

@@ -77,6 +77,8 @@ pub(crate) struct Subscription {
     /// The catalog generation (`Area::catalog_generation`) as of which the running applier knows which tables are
     /// being copied; 0 before it has looked.
     pub(crate) gates_generation: AtomicU64,
+    /// 1 while the provider's commits wait for this subscription.
+    pub(crate) synchronous: AtomicU32,
     /// 1 when a copier waits for the applier to say how far it is.
     pub(crate) handover: AtomicU32,
     /// Newest position of the provider heard of.

@@ -9,6 +9,7 @@
 //! and so is a large one that came while it was in progress, from the spool. For one that came whole in many messages,
 //! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
+pub(super) mod complete;
 mod counts;
 mod delay;
 mod gates;
@@ -190,6 +191,19 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     }
                     delay.over();
                 }
+                if !apply.in_transaction()
+                    && let Some(frame) = frame(message)
+                {
+                    // Who has the origin may wait for a copier, and that one for this process.
+                    while !apply.claim(frame)? {
+                        positions.publish(true)?;
+                        worker::heed_signals(0);
+                        if place.receiver_pid.load(Acquire) == 0 {
+                            return Ok(());
+                        }
+                        gates.attend(positions.applied(), apply.tables())?;
+                    }
+                }
                 take(&mut apply, &mut spool, &mut positions, &mut leaps, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
@@ -222,8 +236,13 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
 
 /// When a message of the queue may be applied; None if at once.
 fn due(delay: &Delay, message: &[u8]) -> Option<i64> {
+    delay.due(frame(message)?)
+}
+
+/// The frame in a message of the queue; None if it brings none.
+fn frame(message: &[u8]) -> Option<&[u8]> {
     let (head, payload) = message.split_at_checked(HEADER)?;
-    (head[0] == KIND_DATA).then(|| delay.due(payload)).flatten()
+    (head[0] == KIND_DATA).then_some(payload)
 }
 
 /// One message of the queue.

@@ -24,6 +24,7 @@ use pg_ha_replication::codec::CodecError;
 use pg_ha_replication::stream::StreamError as OrderError;
 use pgrx::prelude::*;
 
+use super::applier::complete::CompleteError;
 use crate::catalog::plan::{self, PlannedSubscription};
 use crate::catalog::subscription_tables::{self as catalog, ExistingRows, PendingTable};
 use crate::catalog::{self as catalogs, copied_progress, deferred_indexes, origins, row_versions};
@@ -62,6 +63,8 @@ enum Failure {
     Answer(String),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error(transparent)]
+    Complete(#[from] CompleteError),
     #[error(transparent)]
     Empty(#[from] catalog::EmptyError),
     #[error("the stream cannot be read: {0}")]

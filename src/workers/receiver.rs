@@ -323,7 +323,7 @@ fn pump(
                 return Err(Ended::ProviderStopping);
             }
             // A stream that never pauses must not keep the provider waiting for an answer.
-            if reply || reporter.is_due() {
+            if reply || reporter.is_due() || place.synchronous.load(Acquire) != 0 {
                 reporter.report(place, reply).map_err(lost)?;
                 worker::heed_signals(0);
             }
@@ -460,9 +460,10 @@ impl Reporter {
     /// Reports if there is news of what is done here, if the provider asked or if it is time
     /// (wal_receiver_status_interval); returns how long until the next time.
     fn report(&mut self, place: &layout::Subscription, now: bool) -> Result<Duration, StreamError> {
-        let (_, flushed, applied) = self.news(place);
+        let (received, flushed, applied) = self.news(place);
         let interval = postgres::status_interval();
-        let news = (flushed, applied) != (self.told.1, self.told.2);
+        let synchronous = place.synchronous.load(Acquire) != 0;
+        let news = (flushed, applied) != (self.told.1, self.told.2) || synchronous && received != self.told.0;
         if now || news || self.at.elapsed() >= interval {
             self.send(place, false)?;
         }

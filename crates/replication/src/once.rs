@@ -183,6 +183,11 @@ impl Shape {
         }
     }
 
+    /// The digest of the table's name.
+    pub fn table(&self) -> u64 {
+        self.table
+    }
+
     /// Whether the table has a key.
     pub fn is_keyed(&self) -> bool {
         self.keyed

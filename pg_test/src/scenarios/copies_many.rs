@@ -34,6 +34,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "small tables that are brought together wait for a bad one among them, or come half",
         many_tables,
     ),
+    scenario(
+        "copies_killed",
+        "a copier dies while it builds indexes or brings many tables, and leaves indexes that lack rows, or half of them",
+        killed,
+    ),
 ];
 
 /// The one subscription of these scenarios: node 2 receives from node 1.
@@ -263,6 +268,84 @@ fn many_tables(stage: &Stage) -> Result<()> {
     ensure!(
         later == "streamed",
         "a set that was added without its data brought {later}"
+    );
+    Ok(())
+}
+
+/// A copier dies while an index is being built, then while it brings tables together; each held there by a lock.
+fn killed(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2).with("ha.retry_max", "1s"))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    let db = &cluster.database;
+    cluster.everywhere(
+        "CREATE TABLE big (id int PRIMARY KEY, v text);
+         DO $$ BEGIN FOR i IN 1..40 LOOP
+             EXECUTE format('CREATE TABLE small_%s (id int PRIMARY KEY, v text)', i);
+         END LOOP; END $$",
+    )?;
+    // Waits while somebody holds the lock.
+    second.exec(
+        db,
+        "CREATE FUNCTION slow(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+         BEGIN PERFORM pg_advisory_lock_shared(42); PERFORM pg_advisory_unlock_shared(42); RETURN $1; END $$;
+         CREATE INDEX ON big (slow(id)); CREATE INDEX ON big (v)",
+    )?;
+    first.exec(
+        db,
+        "INSERT INTO big SELECT g, repeat('b', 50) || g FROM generate_series(1, 20000) g;
+         DO $$ BEGIN FOR i IN 1..40 LOOP
+             EXECUTE format('INSERT INTO small_%s SELECT g, %L FROM generate_series(1, 50) g', i, 'row');
+         END LOOP; END $$;
+         SELECT ha.repset_add_all_tables('default', '{public}')",
+    )?;
+    let mut holder = second.session(db)?;
+    holder.exec("SELECT pg_advisory_lock(42)")?;
+    holder.exec("BEGIN; LOCK TABLE small_20 IN SHARE MODE")?;
+    subscribe(&cluster)?;
+    let mut polling = second.polling(db);
+    wait::until(
+        "a copier builds an index, another one brings tables",
+        PATIENCE,
+        || {
+            let rows = polling.rows(
+            "SELECT count(*) FILTER (WHERE phase = 'indexing'), count(*) FILTER (WHERE phase = 'catchup' AND copy_rows = 50)
+               FROM ha.copy_states()",
+        )?;
+            let counts: Vec<i64> = rows[0]
+                .iter()
+                .map(|count| count.as_deref().and_then(|count| count.parse().ok()).unwrap_or(0))
+                .collect();
+            Ok(Probe::when(counts[0] == 1 && counts[1] > 0, sql::show(&rows)))
+        },
+    )?;
+    // Nobody sees any of it.
+    let unusable = "SELECT count(*) FROM pg_index WHERE NOT (indisvalid AND indisready)";
+    ensure!(
+        second.number(db, unusable)? == 0,
+        "others see the indexes out of use"
+    );
+    second.kill_backend("pg_ha copier")?;
+    // The locks go with the server's other sessions.
+    wait_for_sync(&cluster)?;
+    first.exec(
+        db,
+        "UPDATE big SET v = 'changed' WHERE id % 100 = 0; UPDATE small_20 SET v = 'changed'",
+    )?;
+    cluster.sync(1, 2)?;
+    let tables: Vec<String> = (1..=40).map(|number| format!("small_{number}")).collect();
+    let mut tables: Vec<&str> = tables.iter().map(String::as_str).collect();
+    tables.push("big");
+    compare::identical(&cluster, &tables)?;
+    all_usable(second, db)?;
+    let found = "SET enable_seqscan = off; SELECT count(*) FROM big WHERE slow(id) BETWEEN 1 AND 20000";
+    second.exec(db, found)?;
+    // What the dead copier wrote was given back before the next one wrote.
+    let pages = |node: &Node| node.number(db, "SELECT pg_relation_size('big')");
+    let (there, here) = (pages(first)?, pages(second)?);
+    ensure!(
+        here < there * 3 / 2,
+        "the table takes {here} bytes here, {there} there"
     );
     Ok(())
 }

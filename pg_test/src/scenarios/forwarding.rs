@@ -38,6 +38,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         diamond_crash,
     ),
     scenario(
+        "forwarding_diamond_copy",
+        "a table that is copied from one of two providers never gets there under load, or lacks what the other one brought",
+        diamond_copy,
+    ),
+    scenario(
         "forwarding_ring",
         "in a ring changes circle for ever, come twice, or are taken for conflicts",
         ring,
@@ -46,6 +51,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "forwarding_cascade",
         "what passes through a third node loses its time, its origin or its large values",
         cascade,
+    ),
+    scenario(
+        "forwarding_unknown",
+        "a node gets changes of one that it has never heard of, or that was made anew, and loses them or takes old for new",
+        unknown,
     ),
     scenario(
         "forwarding_narrow",
@@ -550,6 +560,43 @@ fn diamond_crash(stage: &Stage) -> Result<()> {
     })
 }
 
+fn diamond_copy(stage: &Stage) -> Result<()> {
+    let schema = Schema::small(2);
+    let cluster = loaded(stage, schema)?;
+    cluster.subscribe(1, 2)?;
+    cluster.subscribe(1, 3)?;
+    let indirect = subscribe(&cluster, 2, 3, "{n1}")?;
+    cluster.wait_replicating()?;
+    let writing = writer(stage, &cluster, 1, 1, schema)?;
+    for round in 1..=stage.repetitions(2, 8) {
+        for table in ["pgbench_branches", "pgbench_accounts"] {
+            write(
+                &cluster,
+                3,
+                &format!(
+                    "SELECT ha.sub_resync_table({}, {})",
+                    literal(&indirect),
+                    literal(table)
+                ),
+            )?;
+            let waiting = format!(
+                "SELECT ha.sub_wait_for_sync({}, '{} s')",
+                literal(&indirect),
+                PATIENCE.as_secs()
+            );
+            expect(&cluster, 3, &waiting, "t").with_context(|| format!("round {round}: {table}"))?;
+        }
+    }
+    let (label, account) = (writing.label.clone(), writing.stop()?);
+    sync_along(&cluster, &[1, 2, 3])?;
+    sync_along(&cluster, &[1, 3])?;
+    for node in &cluster.nodes {
+        workload::audit(node, &cluster.database, &label, &account)?;
+        workload::balanced(node, &cluster.database)?;
+    }
+    compare::identical(&cluster, &TABLES)
+}
+
 fn narrow(stage: &Stage) -> Result<()> {
     let cluster = stage.cluster(Plan::nodes(3))?;
     cluster.create_nodes()?;
@@ -654,4 +701,59 @@ fn narrow(stage: &Stage) -> Result<()> {
         3 * rounds
     );
     expect(&cluster, 3, counted, &wanted)
+}
+
+fn unknown(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); SELECT ha.repset_add_table('default', 't')",
+    )?;
+    // n3 subscribes before n2 has heard of n1, and is never told of it.
+    subscribe(&cluster, 2, 3, "{all}")?;
+    cluster.wait_replicating()?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    write(&cluster, 1, "INSERT INTO t VALUES (1, 'first'), (2, 'first')")?;
+    sync_along(&cluster, &[1, 2, 3])?;
+    expect(
+        &cluster,
+        3,
+        "SELECT count(*) FROM ha.nodes WHERE node_name = 'n1'",
+        "0",
+    )?;
+    expect(&cluster, 3, "SELECT * FROM t ORDER BY id", "1 | first\n2 | first")?;
+    let origins = "SELECT DISTINCT o.roname FROM t, pg_xact_commit_timestamp_origin(t.xmin) x
+                     JOIN pg_replication_origin o ON o.roident = x.roident ORDER BY 1";
+    expect(&cluster, 3, origins, "pg_ha_1_via_2_0")?;
+
+    // The same id, another node: what it does has nothing to do with the positions of the one before.
+    let first = cluster.node(1)?;
+    write(
+        &cluster,
+        2,
+        "SELECT ha.sub_drop('sub_n2_n1'); SELECT ha.node_drop('n1')",
+    )?;
+    write(
+        &cluster,
+        1,
+        "SELECT ha.node_drop(node_name) FROM ha.nodes WHERE node_name <> 'n1'; SELECT ha.node_drop('n1')",
+    )?;
+    cluster.create_node(first)?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    write(
+        &cluster,
+        1,
+        "UPDATE t SET v = 'second' WHERE id = 2; INSERT INTO t VALUES (3, 'second')",
+    )?;
+    sync_along(&cluster, &[1, 2, 3])?;
+    expect(
+        &cluster,
+        3,
+        "SELECT * FROM t ORDER BY id",
+        "1 | first\n2 | second\n3 | second",
+    )?;
+    expect(&cluster, 3, origins, "pg_ha_1_via_2_0\npg_ha_1_via_2_1")?;
+    no_conflicts(&cluster)
 }

@@ -25,6 +25,7 @@ mod one_way_schema;
 mod partition_heals;
 mod provider_gone;
 mod random_changes;
+mod replica_semantics;
 mod self_check;
 mod sequences;
 mod shapes;
@@ -32,6 +33,7 @@ mod slots;
 mod slow_and_full;
 mod streamed;
 mod support;
+mod toast;
 mod two_phase;
 mod types;
 mod walkthrough;
@@ -66,6 +68,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         sequences::SCENARIOS,
         shapes::SCENARIOS,
         types::SCENARIOS,
+        replica_semantics::SCENARIOS,
+        toast::SCENARIOS,
         slots::SCENARIOS,
         slow_and_full::SCENARIOS,
         streamed::SCENARIOS,

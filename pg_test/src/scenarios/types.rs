@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use super::every_type;
 use crate::cluster::{Cluster, Plan};
 use crate::node::Node;
-use crate::scenario::{Scenario, Stage};
+use crate::scenario::{Need, Scenario, Stage};
 use crate::sql::{self, literal};
 use crate::wait::{self, PATIENCE, Probe};
 
@@ -27,6 +27,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a value of some type arrives changed, or its row is not found again, under other settings on either side",
         every,
     ),
+    Scenario {
+        name: "types_every_version",
+        story: "a value of some type arrives changed at a server of another major version, or from one",
+        run: every_version,
+        needs: &[Need::OtherVersion],
+        stock: false,
+        weight: 1,
+    },
     scenario(
         "types_convert",
         "columns of other types lose or mistake values, or a value that does not convert is not named",
@@ -67,7 +75,21 @@ fn wait_for_copies(cluster: &Cluster, node: &Node) -> Result<()> {
 }
 
 fn every(stage: &Stage) -> Result<()> {
-    let cluster = stage.cluster(Plan::nodes(2).with("ha.retry_max", "1s"))?;
+    every_on(stage, Plan::nodes(2))
+}
+
+fn every_version(stage: &Stage) -> Result<()> {
+    for other in [1, 2] {
+        every_on(
+            stage,
+            Plan::nodes(2).node(other, |spec| spec.other_version = true),
+        )?;
+    }
+    Ok(())
+}
+
+fn every_on(stage: &Stage, plan: Plan) -> Result<()> {
+    let cluster = stage.cluster(plan.with("ha.retry_max", "1s"))?;
     cluster.create_nodes()?;
     let (one, two) = (cluster.node(1)?, cluster.node(2)?);
     let database = cluster.database.as_str();

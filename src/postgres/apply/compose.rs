@@ -7,6 +7,7 @@ use super::ApplyError;
 use super::context::{During, shown};
 use super::table::{OpenTable, per_tuple_context};
 use super::target::{LocalColumn, Target};
+use crate::postgres::values::identifier;
 
 impl OpenTable {
     /// Composes the new row; over the local one where there is one, so that columns the provider does not send, and
@@ -182,6 +183,22 @@ pub(super) unsafe fn datum_of(
                 Ok(Some(input(target, column, text)))
             }
         }
+    }
+}
+
+/// A value that came, as its local column's type writes it.
+///
+/// # Safety
+/// As [`datum_of`].
+pub(super) unsafe fn text_of(
+    target: &Target,
+    column: &LocalColumn,
+    value: &Value<'_>,
+) -> Result<Option<String>, ApplyError> {
+    // SAFETY: the caller's promise; the output function is the type's own.
+    unsafe {
+        let datum = datum_of(target, column, value)?;
+        Ok(datum.map(|datum| identifier(written(column.output, datum))))
     }
 }
 

@@ -50,9 +50,8 @@ pub(crate) enum ApplyError {
     )]
     NoKey(String),
     #[error(
-        "a row that entered the filter of table {table} came without its value of column \"{column}\", which is stored \
-         out of line and did not change; give the table REPLICA IDENTITY FULL on the provider, and insert this row here \
-         by hand"
+        "a row of table {table} is to be inserted and came without its value of column \"{column}\", which is stored out \
+         of line and did not change"
     )]
     Incomplete { table: String, column: String },
     #[error(
@@ -157,11 +156,28 @@ pub(crate) fn begin() {
     }
 }
 
-/// Keeps other appliers from an origin until the end of the transaction: only between two of its transactions can they
-/// tell which of them has applied what. Waits for them; the server sees deadlocks.
-pub(crate) fn claim(origin: u16) {
+/// Keeps other appliers from an origin until [`release`], or the end of this process: only between two of its
+/// transactions can they tell which of them has applied what. False if one has it and `wait` is not set; the server sees
+/// deadlocks. In a transaction.
+pub(crate) fn claim(origin: u16, wait: bool) -> bool {
+    let tag = claim_tag(origin);
+    // SAFETY: in a transaction; the lock is the session's.
+    let taken = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, !wait) };
+    taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+}
+
+/// Gives a claim back.
+pub(crate) fn release(origin: u16) {
+    let tag = claim_tag(origin);
+    // SAFETY: this session has the lock.
+    unsafe {
+        pg_sys::LockRelease(&tag, pg_sys::ExclusiveLock as i32, true);
+    }
+}
+
+fn claim_tag(origin: u16) -> pg_sys::LOCKTAG {
     // Users' advisory locks have 1 or 2 in the last field.
-    let tag = pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
         // SAFETY: a variable of this process.
         locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
         locktag_field2: 0x6861,
@@ -169,10 +185,6 @@ pub(crate) fn claim(origin: u16) {
         locktag_field4: 3,
         locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
         locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-    };
-    // SAFETY: in a transaction, which gives the lock back.
-    unsafe {
-        pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false);
     }
 }
 

@@ -250,7 +250,11 @@ impl PartitionedTable {
             let decision = match outcome {
                 Updated::Done(decision) => return Ok(decision),
                 Updated::ToInsert(decision) => {
+                    self.root.lacks = None;
                     self.root.fill_from_remote(target, new, false)?;
+                    if let Some(column) = self.root.lacks {
+                        return Err(target.incomplete(column));
+                    }
                     decision
                 }
                 // The old row is deleted, the new one stands in the root's slot.

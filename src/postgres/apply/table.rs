@@ -26,6 +26,7 @@ pub(crate) struct OpenTable {
     pub(super) local_row: *mut pg_sys::TupleTableSlot,
     /// What to look for, when whole rows are compared.
     pub(super) search_row: *mut pg_sys::TupleTableSlot,
+    /// What rows are found by, from the first search on.
     index: Option<OpenIndex>,
     pub(super) defaults: Vec<(usize, *mut pg_sys::ExprState)>,
     /// A column whose value neither came nor stood here, by its place among those that come; for who wants to know.
@@ -148,15 +149,6 @@ impl OpenTable {
                 core::ptr::null_mut()
             };
             let local_row = pg_sys::table_slot_create(relation, &raw mut (*estate).es_tupleTable);
-            let index = match &target.key {
-                Key::Index {
-                    oid,
-                    columns,
-                    scan_keys,
-                } if !target.partitioned => Some(OpenIndex::open(relation, *oid, *scan_keys, columns.len())),
-                _ => None,
-            };
-            let index_is_some = index.is_some();
             let defaults = target
                 .defaulted
                 .iter()
@@ -184,13 +176,16 @@ impl OpenTable {
                 new_row,
                 local_row,
                 search_row,
-                index,
+                index: None,
                 defaults,
                 lacks: None,
                 actor: target.actor,
                 has_triggers,
                 deferred,
-                direct_updates: !has_triggers && !generates && index_is_some,
+                direct_updates: !has_triggers
+                    && !generates
+                    && !target.partitioned
+                    && matches!(target.key, Key::Index { .. }),
                 indexes_open: false,
             })
         }
@@ -358,7 +353,14 @@ impl OpenTable {
                 match decision.action {
                     Action::Skip | Action::Delete => {}
                     Action::Insert if routed.is_some() => return Ok(Updated::ToInsert(decision)),
-                    Action::Insert => self.insert_row(target, new)?,
+                    Action::Insert => {
+                        self.lacks = None;
+                        self.fill_from_remote(target, new, false)?;
+                        if let Some(column) = self.lacks {
+                            return Err(target.incomplete(column));
+                        }
+                        self.insert_new_row();
+                    }
                     Action::Update => {
                         self.fill_from_remote(target, new, true)?;
                         if let Some(routed) = routed
@@ -420,8 +422,21 @@ impl OpenTable {
     ) -> Result<Found, ApplyError> {
         // SAFETY: keys are decoded into the per-tuple memory, which outlives the search.
         unsafe {
-            let found = match (&target.key, &mut self.index) {
-                (Key::Index { columns, .. }, Some(index)) => {
+            let found = match &target.key {
+                Key::Index {
+                    oid,
+                    columns,
+                    scan_keys,
+                } if !target.partitioned => {
+                    let index = match &mut self.index {
+                        Some(index) => index,
+                        none => {
+                            let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
+                            let opened = OpenIndex::open(self.relation, *oid, *scan_keys, columns.len());
+                            pg_sys::MemoryContextSwitchTo(previous);
+                            none.insert(opened)
+                        }
+                    };
                     index.clear_keys();
                     for (position, value) in row.columns().enumerate() {
                         // A key row has the key columns alone.
@@ -439,7 +454,7 @@ impl OpenTable {
                     pg_sys::MemoryContextSwitchTo(previous);
                     found
                 }
-                (Key::Full, _) => {
+                Key::Full => {
                     self.fill(target, row, self.search_row, false)?;
                     find::by_whole_row(self.relation, self.search_row, self.local_row, &target.columns)
                 }

@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 
 use super::ApplyError;
 use super::acting::{Acting, Actor, Operation, Rights};
+use super::compose;
 use crate::postgres::values::Plain;
 use crate::postgres::{invalidation, values, version};
 
@@ -67,6 +68,7 @@ pub(crate) struct LocalColumn {
     /// The plain form can be taken as it is: same type, and no length to enforce.
     pub(crate) plain: Option<Plain>,
     pub(crate) typmod: i32,
+    pub(super) output: pg_sys::Oid,
     /// In the target's memory.
     pub(crate) input: *mut pg_sys::FmgrInfo,
     pub(crate) receive: Option<*mut pg_sys::FmgrInfo>,
@@ -279,6 +281,43 @@ impl Target {
         }
     }
 
+    /// A value of a remote column as text, as the local column's type writes it; None is null.
+    ///
+    /// # Errors
+    /// The value does not fit; what PostgreSQL raises comes as a panic.
+    pub(crate) fn text_of(
+        &self,
+        place: usize,
+        value: &codec::Column<'_>,
+    ) -> Result<Option<String>, ApplyError> {
+        let Some(column) = self.columns.get(place) else {
+            return Ok(None);
+        };
+        let acting = self.act();
+        // SAFETY: in a transaction, with a snapshot for functions that want one.
+        let text = unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let text = compose::text_of(self, column, value);
+            pg_sys::PopActiveSnapshot();
+            text
+        };
+        acting.end();
+        text
+    }
+
+    /// Whether the provider's type of a column is built in, with the same operators everywhere.
+    pub(crate) fn key_is_built_in(&self, place: usize) -> bool {
+        self.remote
+            .columns
+            .get(place)
+            .is_some_and(|column| column.type_oid.to_u32() < pg_sys::FirstGenbkiObjectId)
+    }
+
+    /// The provider's table, quoted.
+    pub(crate) fn remote_name(&self) -> String {
+        self.remote.qualified_name()
+    }
+
     pub(super) fn incomplete(&self, place: usize) -> ApplyError {
         let column = self.columns.get(place);
         ApplyError::Incomplete {
@@ -318,6 +357,8 @@ impl LocalColumn {
         unsafe {
             pg_sys::getTypeInputInfo(local_type, &mut input, &mut io_param);
             let input_call = function(input, memory);
+            let (mut local_output, mut varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(local_type, &mut local_output, &mut varlena);
             let same = local_type == remote.type_oid;
             // A length or precision that may not hold the value is enforced by way of text, so that an error can show
             // the value.
@@ -356,6 +397,7 @@ impl LocalColumn {
                 name: remote.name.clone(),
                 plain: if as_is { remote_plain } else { None },
                 typmod: attribute.atttypmod,
+                output: local_output,
                 input: input_call,
                 receive: (as_is && binary).then(|| receive_call(memory).0),
                 io_param,

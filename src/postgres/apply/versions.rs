@@ -104,6 +104,14 @@ pub(crate) fn name_of(
     target: &Target,
     row: &Tuple<'_>,
 ) -> Result<Option<(pg_sys::Oid, Vec<u8>)>, ApplyError> {
+    // Functions of the key's types are run.
+    let acting = target.act();
+    let name = name_of_as_owner(target, row);
+    acting.end();
+    name
+}
+
+fn name_of_as_owner(target: &Target, row: &Tuple<'_>) -> Result<Option<(pg_sys::Oid, Vec<u8>)>, ApplyError> {
     // SAFETY: the table is locked; values are decoded as the target's columns say and printed as such.
     unsafe {
         let Some(key) = key_columns(target.oid) else {

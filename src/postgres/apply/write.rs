@@ -1,27 +1,13 @@
 //! Putting a composed row into its table, or taking a found one out of it.
 
-use pg_ha_replication::codec::Tuple;
 use pgrx::pg_sys;
 
-use super::ApplyError;
 use super::deferred::Queued;
 use super::partitioned::Routed;
 use super::table::OpenTable;
-use super::target::Target;
 use crate::postgres::version;
 
 impl OpenTable {
-    /// # Safety
-    /// Within [`Self::apply`].
-    pub(super) unsafe fn insert_row(&mut self, target: &Target, new: &Tuple<'_>) -> Result<(), ApplyError> {
-        // SAFETY: the slots belong to the open table.
-        unsafe {
-            self.fill_from_remote(target, new, false)?;
-            self.insert_new_row();
-        }
-        Ok(())
-    }
-
     /// # Safety
     /// Within [`Self::apply`]; `new_row` holds a row.
     pub(super) unsafe fn insert_new_row(&mut self) {

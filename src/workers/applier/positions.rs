@@ -1,6 +1,6 @@
 //! How far everything is: what the receiver reports to the provider, and `ha.status_subscriptions` shows.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::Lsn;
@@ -42,6 +42,8 @@ pub(super) struct Positions {
 
 impl Positions {
     pub(super) fn new(place: &'static layout::Subscription, origin: Origin, start: u64) -> Positions {
+        // The provider tells each session anew.
+        place.synchronous.store(0, Release);
         Positions {
             tracker: FlushTracker::new(Lsn(start)),
             place,
@@ -124,6 +126,10 @@ impl Positions {
             }
         }
         if let Some(awaited) = self.tracker.awaited_local() {
+            if self.synchronous && self.changed {
+                // Who waits for no more than that it is applied need not wait for the disk.
+                self.wake();
+            }
             if self.synchronous || self.asked && between {
                 server::flush_wal(awaited.0);
             }
@@ -140,15 +146,19 @@ impl Positions {
             if since < WAKE_PAUSE && !self.synchronous {
                 return Ok(WAKE_PAUSE - since);
             }
-            self.changed = false;
-            self.woken = Instant::now();
-            latch::wake(self.place.receiver_pid.load(Acquire));
+            self.wake();
         }
         Ok(if self.tracker.has_pending() {
             FLUSH_LOOK.min(next)
         } else {
             next
         })
+    }
+
+    fn wake(&mut self) {
+        self.changed = false;
+        self.woken = Instant::now();
+        latch::wake(self.place.receiver_pid.load(Acquire));
     }
 
     fn record_in(&self) -> Option<Duration> {
@@ -182,5 +192,6 @@ impl transaction::Progress for Positions {
 
     fn synchronous(&mut self, synchronous: bool) {
         self.synchronous = synchronous;
+        self.place.synchronous.store(u32::from(synchronous), Release);
     }
 }

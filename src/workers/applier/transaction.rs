@@ -13,6 +13,7 @@ use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
 use pg_ha_replication::stream::StreamCheck;
 
+use super::complete::Completer;
 use super::counts::Counts;
 use super::report::{self, Conflicts};
 use super::skip::{Passed, Skip};
@@ -86,6 +87,7 @@ pub(super) struct Apply {
     number: u64,
     checked: u64,
     tables: Tables,
+    completer: Completer,
     skip: Skip,
     open: Option<Open>,
     conflicts: Conflicts,
@@ -129,6 +131,7 @@ impl Apply {
             number: 0,
             checked: 0,
             tables: Tables::new(subscription.id),
+            completer: Completer::new(&subscription.dsn),
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
             conflicts: Conflicts::new(place),
@@ -403,6 +406,12 @@ impl Apply {
     }
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
+        let outcome = self.complete(commit, progress);
+        self.rivals.release();
+        outcome
+    }
+
+    fn complete(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         // While this can fail the transaction is there to be told of.
@@ -422,6 +431,7 @@ impl Apply {
             progress.received(commit.end_lsn.0);
             return Ok(());
         }
+        self.completer.rest();
         let own = open.lane_number == 0;
         let stamp = open.lane.origin;
         let mut local_end = apply::commit(stamp, open.origin_lsn, open.version.timestamp.0);
@@ -469,6 +479,11 @@ impl Apply {
             worker::with_latest_snapshot(|| applied_changes::note(id, arrival.applied()))?;
         }
         Ok(())
+    }
+
+    /// See [`Rivals::claim`].
+    pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
+        self.rivals.claim(frame)
     }
 
     /// Forgets what was noted of changes that cannot come again.
@@ -532,7 +547,7 @@ impl Apply {
         };
         let shape = self.tables.shape(relation)?;
         let verdict = arrival.meet(Change {
-            digest: shape.truncate(),
+            digest: self.rivals.since_copy(&shape, shape.truncate()),
             relation,
             keyed: shape.is_keyed(),
             kind: Kind::Truncate,
@@ -564,7 +579,7 @@ impl Apply {
                 let shape = self.tables.shape(relation)?;
                 let (old, new) = change.rows();
                 arrival.meet(Change {
-                    digest: shape.row(operation, old, new),
+                    digest: self.rivals.since_copy(&shape, shape.row(operation, old, new)),
                     relation,
                     keyed: shape.is_keyed(),
                     kind: Kind::Row(operation),
@@ -588,25 +603,31 @@ impl Apply {
         let (target, table, counters) = self.tables.open(relation)?;
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
-        let decision = table.apply(target, change, &mut |found| {
-            let local = local(found, origins, here);
-            standing = Some(local);
-            if let Some(overtaken) = once::overtaken(verdict, remote, local) {
-                return overtaken;
-            }
-            // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
-            let decision = conflict::decide(operation, remote, local, |version| {
-                seen.covers(version) || forwarded && version.origin == provider
-            });
-            match verdict {
-                once::Verdict::Apply | once::Verdict::Late => decision,
-                // It was judged, and told of, when it first came.
-                once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
-                    conflict: None,
-                    ..decision
-                },
-            }
-        })?;
+        let decision = self
+            .completer
+            .apply(target, table, relation, change, &mut |found| {
+                let local = local(found, origins, here);
+                standing = Some(local);
+                if let Some(overtaken) = once::overtaken(verdict, remote, local) {
+                    return overtaken;
+                }
+                // What the writer of a forwarded change had seen is not known, but what whoever passed it on had seen.
+                let decision = conflict::decide(operation, remote, local, |version| {
+                    seen.covers(version) || forwarded && version.origin == provider
+                });
+                match verdict {
+                    once::Verdict::Apply | once::Verdict::Late => decision,
+                    // It was judged, and told of, when it first came.
+                    once::Verdict::Again | once::Verdict::Remains | once::Verdict::Skip => Decision {
+                        conflict: None,
+                        ..decision
+                    },
+                }
+            })?;
+        let Some(decision) = decision else {
+            self.counts.skipped();
+            return Ok(());
+        };
         if tentative && (decision.conflict.is_some() || !apply::writes(decision.action)) {
             let what = decision
                 .conflict

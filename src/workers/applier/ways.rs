@@ -2,19 +2,24 @@
 //! node that may bring the same.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::sync::atomic::Ordering::Acquire;
 
 use pg_ha_model::{NodeId, PgTimestamp};
-use pg_ha_replication::codec::Begin;
+use pg_ha_replication::codec::{Begin, CommitPrepared, Decoder, Message, Prepare, StreamCommit, is_chunk};
 use pg_ha_replication::forwarding::Wanted;
-use pg_ha_replication::once::Arrival;
+use pg_ha_replication::once::{Arrival, Shape};
+use pgrx::PgSqlErrorCode;
 
 use crate::catalog::applied_changes::{self, TransactionId};
-use crate::catalog::{self, origins, plan};
+use crate::catalog::{self, origins, plan, subscription_tables};
 use crate::postgres::apply;
 use crate::postgres::origin::Origin;
 use crate::postgres::worker;
 use crate::shared_state;
+
+/// How long to wait for another applier before looking around.
+const PATIENCE: &CStr = c"200ms";
 
 /// One way: what its commits are stamped with, and up to where its transactions are dealt with.
 #[derive(Clone, Copy)]
@@ -114,6 +119,10 @@ pub(super) struct Rivals {
     /// As of which generation of the catalogs; none: not known yet. (After a crash they are counted from 0 again.)
     generation: Option<u64>,
     paths: Vec<Path>,
+    /// When tables, by the digests of their names, were copied last: what was applied before is not in them any more.
+    copied: HashMap<u64, u64>,
+    /// The origin that others are kept from.
+    claimed: Option<NodeId>,
     /// The ways of origins that others bring, as far as they were asked for.
     lanes: HashMap<NodeId, Vec<(String, Origin)>>,
 }
@@ -125,6 +134,8 @@ impl Rivals {
             provider_uid: provider_uid.to_owned(),
             generation: None,
             paths: Vec::new(),
+            copied: HashMap::new(),
+            claimed: None,
             lanes: HashMap::new(),
         }
     }
@@ -157,8 +168,18 @@ impl Rivals {
                 })
             })
             .collect();
+        self.copied = subscription_tables::copied()?
+            .into_iter()
+            .map(|(schema, name, at)| (Shape::new(&schema, &name, []).table(), at.cast_unsigned()))
+            .collect();
         self.lanes.clear();
         Ok(())
+    }
+
+    /// Tells the changes of a table from those that were applied before it was copied, and went with its rows.
+    pub(super) fn since_copy(&self, shape: &Shape, digest: u64) -> u64 {
+        let copied = self.copied.get(&shape.table()).copied().unwrap_or_default();
+        digest ^ copied.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// Whether another subscription can bring changes of this origin.
@@ -169,10 +190,66 @@ impl Rivals {
             .any(|path| path.brings(origin))
     }
 
-    /// Waits until no other applier is at a transaction of this origin, and looks what they have applied of this one.
-    /// In its local transaction, before the first change.
+    /// Before a frame, between two transactions: keeps others from the origin of the transaction that begins in it, if
+    /// they can bring it too. False if one of them was at it for as long as this waits; meanwhile others may want
+    /// something of this process.
+    pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
+        self.attend()?;
+        if self.paths.len() < 2 {
+            return Ok(true);
+        }
+        if is_chunk(frame) {
+            return Ok(true);
+        }
+        let mut decoder = Decoder::new(frame);
+        let origin = loop {
+            match decoder.next() {
+                Ok(Some(
+                    Message::Begin(begin)
+                    | Message::StreamCommit(StreamCommit { begin, .. })
+                    | Message::Prepare(Prepare { begin, .. })
+                    | Message::CommitPrepared(CommitPrepared { begin, .. }),
+                )) => break begin.origin,
+                Ok(Some(_)) => {}
+                // What cannot be read is for others to complain of.
+                Ok(None) | Err(_) => return Ok(true),
+            }
+        };
+        if !self.share(origin) || self.claimed == Some(origin) {
+            return Ok(true);
+        }
+        let number = origin.get();
+        let mut taken = worker::in_transaction(|| apply::claim(number, false));
+        if let Ok(false) = taken {
+            worker::set(c"lock_timeout", PATIENCE);
+            taken = worker::in_transaction(|| apply::claim(number, true));
+            worker::set(c"lock_timeout", c"0");
+        }
+        match taken {
+            Ok(taken) => {
+                self.claimed = taken.then_some(origin);
+                Ok(taken)
+            }
+            Err(caught) if caught.sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => Ok(false),
+            Err(caught) => Err(caught.describe()),
+        }
+    }
+
+    /// The transaction has ended.
+    pub(super) fn release(&mut self) {
+        if let Some(origin) = self.claimed.take() {
+            apply::release(origin.get());
+        }
+    }
+
+    /// Looks what others have applied of this transaction. In its local transaction, before the first change.
     pub(super) fn meet(&mut self, id: TransactionId) -> Result<Arrival, catalog::Error> {
-        apply::claim(id.origin.get());
+        // Where it was not known before that others can bring it.
+        if self.claimed != Some(id.origin) {
+            self.release();
+            apply::claim(id.origin.get(), true);
+            self.claimed = Some(id.origin);
+        }
         let current = Some(generation());
         worker::with_latest_snapshot(|| {
             // Others may have found new ways while this process waited.
@@ -200,30 +277,32 @@ impl Rivals {
     /// Forgets what was noted of transactions that cannot come again, and of those older than `oldest`. Between two
     /// transactions.
     pub(super) fn forget(&self, oldest: PgTimestamp) -> Result<(), String> {
-        let mine = self
-            .paths
-            .iter()
-            .find(|path| path.subscription_id == self.subscription_id);
-        for origin in self.lanes.keys() {
-            if !mine.is_some_and(|path| path.brings(*origin)) {
-                continue;
+        crate::workers::read(|| -> Result<(), catalog::Error> {
+            for origin in applied_changes::origins()? {
+                let paths: Vec<&Path> = self.paths.iter().filter(|path| path.brings(origin)).collect();
+                let passed = match paths.as_slice() {
+                    // Nobody minds it, or only this one.
+                    [] => u64::MAX,
+                    [only] if only.subscription_id == self.subscription_id => u64::MAX,
+                    [..] => {
+                        if !paths
+                            .iter()
+                            .any(|path| path.subscription_id == self.subscription_id)
+                        {
+                            continue;
+                        }
+                        let lanes = origins::ways_of(origin)?;
+                        let least = paths.iter().map(|path| {
+                            let of_path = lanes.iter().filter(|(uid, _)| *uid == path.provider_uid);
+                            of_path.map(|(_, lane)| lane.progress()).min().unwrap_or(0)
+                        });
+                        least.min().unwrap_or(0)
+                    }
+                };
+                applied_changes::forget(origin, passed, oldest)?;
             }
-            crate::workers::read(|| {
-                let lanes = origins::ways_of(*origin)?;
-                let passed = self
-                    .paths
-                    .iter()
-                    .filter(|path| path.brings(*origin))
-                    .map(|path| {
-                        let of_path = lanes.iter().filter(|(uid, _)| *uid == path.provider_uid);
-                        of_path.map(|(_, lane)| lane.progress()).min().unwrap_or(0)
-                    })
-                    .min()
-                    .unwrap_or(0);
-                applied_changes::forget(*origin, passed, oldest)
-            })?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use crate::postgres::walreceiver::{Connection, Received, StatusSender};
 use crate::postgres::{server, worker};
 use crate::shared_state;
 use crate::shared_state::copies::Phase;
+use crate::workers::applier::complete::Completer;
 use crate::workers::applier::tables::Tables;
 use crate::workers::applier::transaction::local;
 
@@ -38,6 +39,7 @@ const LOOK_FOR_LOCKS: Duration = Duration::from_secs(2);
 pub(super) struct CatchUp<'w> {
     work: &'w Work,
     tables: Tables,
+    completer: Completer,
     check: StreamCheck,
     origins: HashMap<u16, NodeId>,
     /// The numbers of our tables in the stream, as far as the provider has described them, each with its place among
@@ -63,6 +65,7 @@ impl<'w> CatchUp<'w> {
         CatchUp {
             work,
             tables: Tables::new(work.subscription.id),
+            completer: Completer::new(&work.subscription.dsn),
             check: StreamCheck::new(),
             origins: HashMap::new(),
             relations: HashMap::new(),
@@ -209,6 +212,7 @@ impl<'w> CatchUp<'w> {
             }
             Message::Commit(commit) => {
                 self.open = None;
+                self.completer.rest();
                 self.last = commit.end_lsn.0;
                 self.position = self.position.max(self.last);
             }
@@ -295,11 +299,13 @@ impl<'w> CatchUp<'w> {
         self.work.at.set(Some(number));
         let (target, table, _) = self.tables.open(relation)?;
         let (origins, here) = (&mut self.origins, self.work.here);
-        let decision = table.apply(target, change, &mut |found| {
-            conflict::decide(operation, remote, local(found, origins, here), |_| true)
-        })?;
+        let decision = self
+            .completer
+            .apply(target, table, relation, change, &mut |found| {
+                conflict::decide(operation, remote, local(found, origins, here), |_| true)
+            })?;
         if self.note
-            && apply::writes(decision.action)
+            && decision.is_some_and(|decision| apply::writes(decision.action))
             && let RowChange::Insert(new, _) | RowChange::Update(_, new) = change
         {
             let (target, ..) = self.tables.open(relation)?;

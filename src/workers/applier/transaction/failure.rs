@@ -4,6 +4,7 @@ use pg_ha_model::NodeId;
 use pg_ha_replication::codec::CodecError;
 use pg_ha_replication::stream::StreamError;
 
+use super::super::complete::CompleteError;
 use super::super::tables::TruncateError;
 use crate::catalog::sequences::SetError;
 use crate::catalog::{self, subscription_tables};
@@ -22,6 +23,8 @@ pub(in crate::workers::applier) enum Failure {
     Message(serde_json::Error),
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
+    #[error(transparent)]
+    Complete(#[from] CompleteError),
     #[error(transparent)]
     Sequence(#[from] SetError),
     #[error(transparent)]
