@@ -59,10 +59,23 @@ CREATE TABLE ha.origin_ids (
     node_id  integer NOT NULL,
     ordinal  integer NOT NULL DEFAULT 0,
     node_uid uuid NOT NULL,
+    lane     integer NOT NULL DEFAULT 0,
     UNIQUE (node_id, ordinal)
 );
 COMMENT ON TABLE ha.origin_ids IS
-    'which of this server''s replication origin numbers stand for which origin (by the id of its founding node); a node made anew under an old id has a number of its own';
+    'which of this server''s replication origin numbers stand for which origin (by the id of its founding node), and by which way its transactions come: node_uid is the provider, lane 0 its own transactions, any other a number of the provider''s ways. A node made anew under an old id has a number of its own; ordinal -1: rows copied from the node';
+
+-- What was applied of transactions that may come again by another way. Written with them, in one commit.
+CREATE TABLE ha.applied_changes (
+    origin_id   integer NOT NULL,
+    origin_lsn  pg_lsn NOT NULL,
+    commit_time bigint NOT NULL,
+    changes     bytea NOT NULL
+);
+ALTER TABLE ha.applied_changes ALTER COLUMN changes SET STORAGE EXTERNAL;
+CREATE INDEX applied_changes_position ON ha.applied_changes (origin_id, origin_lsn);
+COMMENT ON TABLE ha.applied_changes IS
+    'only where several subscriptions can bring changes of one origin: digests, of 8 bytes each, of the changes applied of each of its transactions, until it has come by every way or ha.duplicate_retention has passed. commit_time: microseconds since 2000';
 
 -- Replication sets: tables ------------------------------------------------------------------------------------
 
@@ -99,19 +112,61 @@ SELECT pg_catalog.pg_extension_config_dump('ha.replication_sets', 'WHERE set_id 
 SELECT pg_catalog.pg_extension_config_dump('ha.replication_sets_set_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('ha.replication_set_tables', '');
 
+-- Sequences are told of by messages in the stream, which the output plugin passes on as they are: it reads none of this.
+CREATE TABLE ha.replication_set_sequences (
+    relation regclass NOT NULL,
+    set_id   integer NOT NULL REFERENCES ha.replication_sets (set_id),
+    PRIMARY KEY (relation, set_id)
+);
+COMMENT ON TABLE ha.replication_set_sequences IS
+    'which sequences belong to which replication sets; change it with ha.repset_add_seq and ha.repset_remove_seq';
+SELECT pg_catalog.pg_extension_config_dump('ha.replication_set_sequences', '');
+
+CREATE TABLE ha.sequence_states (
+    relation       regclass PRIMARY KEY,
+    told_value     bigint,
+    buffer         bigint,
+    received_value bigint,
+    CHECK ((told_value IS NULL) = (buffer IS NULL))
+);
+COMMENT ON TABLE ha.sequence_states IS
+    'sequences that subscribers were told of (told_value, which was ahead by buffer values) or that a provider told of (received_value, which this one was set to)';
+
+CREATE VIEW ha.status_sequences AS
+    SELECT relation, t.replication_sets,
+           CASE WHEN has_sequence_privilege(relation, 'SELECT,USAGE') THEN pg_sequence_last_value(relation) END
+               AS last_value,
+           s.told_value, s.buffer, s.received_value
+      FROM (SELECT m.relation, array_agg(r.set_name ORDER BY r.set_name) AS replication_sets
+              FROM ha.replication_set_sequences m JOIN ha.replication_sets r USING (set_id)
+             GROUP BY m.relation) t
+      FULL JOIN ha.sequence_states s USING (relation);
+COMMENT ON VIEW ha.status_sequences IS
+    'one row per sequence that is in a replication set or was set by a provider: last_value here, told_value of which subscribers know, received_value to which a provider set it';
+
 -- A dropped table leaves its sets in the same transaction. In plpgsql, so that DROP TABLE goes on working in a
 -- server from whose shared_preload_libraries pg_ha was taken out.
 CREATE FUNCTION ha.forget_dropped_tables() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
+DECLARE
+    -- As arrays, by which indexes are searched: a join would read all of a large set for each dropped table.
+    tables oid[] := ARRAY(
+        SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND d.object_type = 'table' AND NOT d.is_temporary);
+    sequences oid[] := ARRAY(
+        SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
+           AND d.object_type = 'sequence' AND NOT d.is_temporary);
 BEGIN
-    DELETE FROM ha.replication_set_tables t
-     USING pg_event_trigger_dropped_objects() d
-     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0
-       AND d.object_type = 'table' AND NOT d.is_temporary AND d.objid = t.relation;
+    DELETE FROM ha.replication_set_tables t WHERE t.relation = ANY (tables);
+    DELETE FROM ha.row_versions v WHERE v.relation = ANY (tables);
+    DELETE FROM ha.replication_set_sequences t WHERE t.relation = ANY (sequences);
+    DELETE FROM ha.sequence_states s WHERE s.relation = ANY (sequences);
 END
 $$;
-COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables out of their replication sets';
+COMMENT ON FUNCTION ha.forget_dropped_tables() IS 'event trigger: takes dropped tables and sequences out of their replication sets';
 CREATE EVENT TRIGGER ha_forget_dropped_tables ON sql_drop EXECUTE FUNCTION ha.forget_dropped_tables();
 ALTER EVENT TRIGGER ha_forget_dropped_tables ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER ha_forget_dropped_tables IS 'takes dropped tables out of their replication sets';
@@ -129,15 +184,21 @@ CREATE TABLE ha.subscription_catalog (
     forward_origins   text[] NOT NULL DEFAULT '{}',
     apply_delay       interval NOT NULL DEFAULT '0',
     options           jsonb NOT NULL DEFAULT '{}',
-    created_at        timestamptz NOT NULL DEFAULT pg_catalog.now()
+    created_at        timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    slot_lsn          pg_lsn NOT NULL DEFAULT '0/0',
+    skip_lsn          pg_lsn,
+    synchronize_data  boolean NOT NULL DEFAULT false
 );
+COMMENT ON COLUMN ha.subscription_catalog.slot_lsn IS 'the position of the provider that the slot began at';
+COMMENT ON COLUMN ha.subscription_catalog.skip_lsn IS
+    'the end of the transaction that ha.sub_skip_lsn wants passed over; NULL once it was';
 COMMENT ON TABLE ha.subscription_catalog IS
     'the subscriptions of this node; change them with ha.sub_create, ha.sub_drop and the other ha.sub_ functions';
 
 CREATE VIEW ha.subscriptions AS
     SELECT s.subscription_id, s.subscription_name, n.node_name AS provider_node,
            ha.mask_dsn(s.provider_dsn) AS provider_dsn, s.slot_name, s.enabled, s.replication_sets,
-           s.forward_origins, s.apply_delay, s.options, s.created_at
+           s.forward_origins, s.apply_delay, s.options, s.created_at, s.skip_lsn
       FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id;
 COMMENT ON VIEW ha.subscriptions IS 'the subscriptions of this node; passwords are hidden';
 
@@ -165,6 +226,69 @@ CREATE TABLE ha.subscription_tables (
 );
 COMMENT ON TABLE ha.subscription_tables IS
     'tables that subscriptions copy from their providers. init: to be copied, their changes are left out of the stream; catchup: copied, with everything up to sync_lsn, and left out of the stream up to there; ready: like any other table';
+
+-- Prepared transactions of providers that could not be prepared here, and their changes as they came.
+CREATE TABLE ha.kept_transactions (
+    subscription_id integer NOT NULL REFERENCES ha.subscription_catalog (subscription_id) ON DELETE CASCADE,
+    xid             bigint NOT NULL,
+    gid             text NOT NULL,
+    prepared_at     timestamptz NOT NULL,
+    reason          text NOT NULL,
+    aborted         bigint[] NOT NULL,
+    PRIMARY KEY (subscription_id, xid)
+);
+COMMENT ON TABLE ha.kept_transactions IS
+    'transactions that are prepared on a provider and could not be prepared here, see reason: they are applied when they commit. aborted: subtransactions that were rolled back';
+
+CREATE TABLE ha.kept_changes (
+    subscription_id integer NOT NULL,
+    xid             bigint NOT NULL,
+    number          integer NOT NULL,
+    frame           bytea NOT NULL,
+    PRIMARY KEY (subscription_id, xid, number),
+    FOREIGN KEY (subscription_id, xid) REFERENCES ha.kept_transactions (subscription_id, xid) ON DELETE CASCADE
+);
+-- Written once and read once: not worth compressing.
+ALTER TABLE ha.kept_changes ALTER COLUMN frame SET STORAGE EXTERNAL;
+COMMENT ON TABLE ha.kept_changes IS
+    'the changes of ha.kept_transactions, in the form and order in which they came';
+
+-- Consulted before the commit-timestamp store, for rows that a copy brought: so without a key to another table, and
+-- small. It is fillable and emptied in bulk.
+CREATE TABLE ha.row_versions (
+    relation     oid NOT NULL,
+    key          bytea NOT NULL,
+    committed_at timestamptz NOT NULL,
+    origin       integer NOT NULL,
+    CONSTRAINT row_versions_pkey PRIMARY KEY (relation, key)
+);
+COMMENT ON TABLE ha.row_versions IS
+    'the true versions (commit time and id of the origin''s founding node) of rows that a copy brought and that were younger than ha.conflict_horizon then; key: a digest of the row''s key';
+
+CREATE TABLE ha.copied_progress (
+    table_id integer NOT NULL REFERENCES ha.subscription_tables (table_id) ON DELETE CASCADE,
+    node_id  integer NOT NULL,
+    node_uid uuid NOT NULL,
+    lsn      pg_lsn NOT NULL,
+    PRIMARY KEY (table_id, node_id)
+);
+COMMENT ON TABLE ha.copied_progress IS
+    'for each table that was copied, what the copy contains of nodes other than its provider: everything that such a node committed before lsn of its own WAL and that the provider receives from it';
+
+-- Its origin numbers are read from shared memory, which only superusers may.
+CREATE FUNCTION ha.applied_progress(OUT node_id integer, OUT node_uid uuid, OUT lsn pg_lsn) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT n.node_id, n.node_uid, max(s.remote_lsn)
+      FROM ha.origin_ids o
+      JOIN ha.node_catalog n ON n.node_id = o.node_id AND n.node_uid = o.node_uid
+      JOIN pg_show_replication_origin_status() s (local_id, external_id, remote_lsn, local_lsn)
+        ON s.local_id = o.roident
+     WHERE o.ordinal >= 0 AND s.remote_lsn > '0/0'
+     GROUP BY 1, 2
+$$;
+COMMENT ON FUNCTION ha.applied_progress() IS
+    'how far this node has applied what others committed themselves, by positions in their WAL';
 
 -- Nodes: functions --------------------------------------------------------------------------------------------
 
@@ -266,6 +390,55 @@ CREATE FUNCTION ha.repset_remove_table(set_name name, relation regclass) RETURNS
     AS 'MODULE_PATHNAME', 'repset_remove_table_wrapper';
 COMMENT ON FUNCTION ha.repset_remove_table(name, regclass) IS 'takes a table out of a replication set';
 
+CREATE FUNCTION ha.repset_add_seq(set_name name, relation regclass, synchronize_data boolean = false) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_add_seq_wrapper';
+COMMENT ON FUNCTION ha.repset_add_seq(name, regclass, boolean) IS
+    'adds a sequence to a replication set: subscribers set theirs of the same name to at least its value and ha.sequence_buffer values more, and again before these are used up; synchronize_data: at once, else within some seconds';
+
+CREATE FUNCTION ha.repset_remove_seq(set_name name, relation regclass) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'repset_remove_seq_wrapper';
+COMMENT ON FUNCTION ha.repset_remove_seq(name, regclass) IS 'takes a sequence out of a replication set';
+
+CREATE FUNCTION ha.sync_seq(relation regclass) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sync_seq_wrapper';
+COMMENT ON FUNCTION ha.sync_seq(regclass) IS
+    'on the provider: tells subscribers now, in order with the changes, how far a sequence is; false if it has given no value yet';
+
+CREATE FUNCTION ha.sequence_values(replication_sets text[], OUT nspname name, OUT relname name, OUT value bigint,
+                                   OUT ascending boolean, OUT published boolean) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    -- Materialized: of nothing but sequences may their last value be asked.
+    WITH known AS MATERIALIZED (
+    SELECT n.nspname, c.relname, pg_sequence_last_value(c.oid) AS last, t.told_value, s.seqincrement > 0 AS ascending,
+           w.published
+      FROM (SELECT relation, bool_or(published) AS published
+              FROM (SELECT m.relation::oid, true AS published
+                      FROM ha.replication_set_sequences m JOIN ha.replication_sets r USING (set_id)
+                     WHERE r.set_name = ANY ($1)
+                     UNION ALL
+                    SELECT d.objid, false
+                      FROM ha.replication_set_tables m
+                      JOIN ha.replication_sets r USING (set_id)
+                      JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+                                      AND d.refobjid = m.relation AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
+                     WHERE r.set_name = ANY ($1)) found (relation, published)
+             GROUP BY relation) w
+      JOIN pg_sequence s ON s.seqrelid = w.relation
+      JOIN pg_class c ON c.oid = w.relation
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN ha.sequence_states t ON t.relation = w.relation)
+    SELECT nspname, relname, CASE WHEN ascending THEN greatest(last, told_value) ELSE least(last, told_value) END,
+           ascending, published
+      FROM known WHERE last IS NOT NULL
+     ORDER BY 1, 2
+$$;
+COMMENT ON FUNCTION ha.sequence_values(text[]) IS
+    'internal, called by other nodes: how far the sequences in these sets are (published), and those that columns of the sets'' tables draw from';
+
 CREATE FUNCTION ha.repset_check_table(set_id integer, relation regclass) RETURNS void
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'repset_check_table_wrapper';
@@ -322,7 +495,7 @@ CREATE FUNCTION ha.sub_create(subscription_name name, provider_dsn text,
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_create_wrapper';
 COMMENT ON FUNCTION ha.sub_create(name, text, text[], boolean, boolean, text[], interval, boolean) IS
-    'subscribes the local node to another one: both get to know each other and the provider gets a slot. Returns the subscription''s id';
+    'subscribes the local node to another one: both get to know each other and the provider gets a slot. forward_origins: names of nodes whose changes the provider sends on, with their own origin and time, or {all} for everything that it has. Returns the subscription''s id';
 
 CREATE FUNCTION ha.sub_drop(subscription_name name, if_exists boolean = false) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -341,17 +514,30 @@ CREATE FUNCTION ha.sub_disable(subscription_name name) RETURNS boolean
 COMMENT ON FUNCTION ha.sub_disable(name) IS
     'stops a subscription and keeps its slot, which holds WAL on the provider; false if it was disabled already';
 
-CREATE FUNCTION ha.sub_add_repset(subscription_name name, replication_set name) RETURNS boolean
+CREATE FUNCTION ha.sub_add_repset(subscription_name name, replication_set name, synchronize_data boolean = NULL)
+    RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_add_repset_wrapper';
-COMMENT ON FUNCTION ha.sub_add_repset(name, name) IS
-    'adds one of the provider''s replication sets to a subscription; false if it has it already';
+COMMENT ON FUNCTION ha.sub_add_repset(name, name, boolean) IS
+    'adds one of the provider''s replication sets to a subscription; false if it has it already. synchronize_data: what the tables that come with it hold is copied into the ones here, which must be empty; NULL: if the subscription was made with synchronize_data';
 
 CREATE FUNCTION ha.sub_remove_repset(subscription_name name, replication_set name) RETURNS boolean
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'sub_remove_repset_wrapper';
 COMMENT ON FUNCTION ha.sub_remove_repset(name, name) IS
     'takes a replication set out of a subscription; false if it does not have it';
+
+CREATE FUNCTION ha.sub_alter_options(subscription_name name, options jsonb) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sub_alter_options_wrapper';
+COMMENT ON FUNCTION ha.sub_alter_options(name, jsonb) IS
+    'changes options of a subscription, null sets one back to its default: forward_origins (array of node names, or of all), apply_delay (interval), streaming (boolean), two_phase (boolean), run_as (table_owner or subscription_owner), workers (1 to 64), copy_workers (1 to 64). Its workers start over with them. False if they were so already';
+
+CREATE FUNCTION ha.sub_skip_lsn(subscription_name name, lsn pg_lsn) RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'sub_skip_lsn_wrapper';
+COMMENT ON FUNCTION ha.sub_skip_lsn(name, pg_lsn) IS
+    'has the one transaction passed over that ends at this position of the provider, as last_error in ha.status_subscriptions names it; all of its changes are left out, so that the tables differ from then on. The wish is kept until that transaction, or one behind it, was dealt with; NULL takes it back. False if it was so already';
 
 CREATE FUNCTION ha.sub_resync_table(subscription_name name, relation regclass, truncate boolean = true)
     RETURNS boolean
@@ -417,7 +603,10 @@ CREATE FUNCTION ha.subscription_states(OUT subscription_id integer, OUT status t
                                        OUT transactions bigint, OUT rows_inserted bigint, OUT rows_updated bigint,
                                        OUT rows_deleted bigint, OUT conflicts bigint, OUT rows_skipped bigint,
                                        OUT retries bigint, OUT workers integer, OUT current_action text,
-                                       OUT last_error text) RETURNS SETOF record
+                                       OUT last_error text, OUT receiver_pid integer, OUT applier_pid integer,
+                                       OUT spool_transactions bigint, OUT spool_memory_bytes bigint,
+                                       OUT spool_disk_bytes bigint)
+    RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'subscription_states_wrapper';
 COMMENT ON FUNCTION ha.subscription_states() IS
@@ -429,14 +618,14 @@ CREATE FUNCTION ha.copy_states(OUT subscription_id integer, OUT table_id integer
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'copy_states_wrapper';
 COMMENT ON FUNCTION ha.copy_states() IS
-    'one row per running copy of a table: phase is starting, copying or catchup';
+    'one row per running copy of a table: phase is starting, copying, indexing (the rows are here) or catchup';
 
 CREATE VIEW ha.copied_tables AS
     SELECT t.subscription_id, t.table_id, t.nspname, t.relname, r.oid::regclass AS relation,
            CASE WHEN t.state = 'ready' THEN 'replicating'
                 WHEN t.state = 'catchup' OR c.phase = 'catchup' THEN 'catchup'
                 WHEN t.failed AND coalesce(c.copy_rows, 0) = 0 THEN 'failed'
-                WHEN c.phase = 'copying' THEN 'copying'
+                WHEN c.phase IN ('copying', 'indexing') THEN 'copying'
                 ELSE 'initializing' END AS status,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_rows, 0) ELSE t.copy_rows END AS copy_rows,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_bytes, 0) ELSE t.copy_bytes END AS copy_bytes,
@@ -470,10 +659,21 @@ CREATE VIEW ha.status_subscriptions AS
            coalesce(s.rows_deleted, 0) AS rows_deleted, coalesce(s.rows_skipped, 0) AS rows_skipped,
            coalesce(s.transactions, 0) AS transactions_applied, coalesce(s.conflicts, 0) AS conflicts,
            0::bigint AS exceptions, coalesce(s.retries, 0) AS retries, coalesce(s.workers, 0) AS workers,
-           s.current_action, NULL::text AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error
+           CASE WHEN cardinality(b.pids) > 0 THEN b.waits_for ELSE s.current_action END AS current_action,
+           nullif(b.pids, '{}') AS blocked_by, coalesce(s.last_error, p.last_error) AS last_error,
+           coalesce(s.spool_transactions, 0) AS spool_transactions,
+           coalesce(s.spool_memory_bytes, 0) AS spool_memory_bytes, coalesce(s.spool_disk_bytes, 0) AS spool_disk_bytes
       FROM ha.subscription_catalog c
       JOIN ha.node_catalog n ON n.node_id = c.provider_node_id
       LEFT JOIN ha.subscription_states() s USING (subscription_id)
+      -- Looked at only while the applier waits for a lock.
+      LEFT JOIN LATERAL
+           (SELECT pg_blocking_pids(a.pid) AS pids,
+                   (SELECT 'waiting for a ' || l.locktype || ' lock (' || l.mode || ')'
+                           || coalesce(' on ' || l.relation::regclass, '')
+                      FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted LIMIT 1) AS waits_for
+              FROM pg_stat_get_activity(s.applier_pid) a
+             WHERE s.applier_pid IS NOT NULL AND a.wait_event_type = 'Lock') b ON true
      CROSS JOIN LATERAL
            (SELECT (count(*) FILTER (WHERE t.status = 'replicating'))::integer AS done, count(*)::integer AS total,
                    coalesce(sum(t.copy_rows), 0)::bigint AS copy_rows,
@@ -484,7 +684,44 @@ CREATE VIEW ha.status_subscriptions AS
                    min(t.last_error) AS last_error
               FROM ha.copied_tables t WHERE t.subscription_id = c.subscription_id) p;
 COMMENT ON VIEW ha.status_subscriptions IS
-    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed';
+    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; blocked_by are the processes whose locks the applier waits for, current_action then says what it wants to lock; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
+
+-- Columns that only newer servers have come by way of jsonb, so that one script serves all.
+CREATE VIEW ha.status_slots AS
+    SELECT coalesce((SELECT m.node_name FROM ha.node_states() m WHERE m.is_local),
+                    nullif(current_setting('ha.node_name', true), '')) AS member,
+           s.slot_name, s.slot_type, s.plugin, s.database, n.node_name AS subscriber, a.application_name, s.active,
+           s.active_pid, s.temporary, s.restart_lsn, s.confirmed_flush_lsn,
+           pg_wal_lsn_diff(w.lsn, s.restart_lsn)::bigint AS retained_bytes,
+           greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint AS unconfirmed_bytes,
+           CASE WHEN s.plugin = 'pg_ha' THEN nullif(pg_size_bytes(current_setting('ha.max_slot_retained')), 0) END
+               AS limit_bytes,
+           s.wal_status, s.safe_wal_size, age(s.xmin) AS xmin_age, age(s.catalog_xmin) AS catalog_xmin_age,
+           coalesce((j.slot ->> 'synced')::boolean, false) AS synced,
+           coalesce((j.slot ->> 'failover')::boolean, false) AS failover, s.two_phase,
+           (j.slot ->> 'inactive_since')::timestamptz AS inactive_since,
+           (j.slot ->> 'conflicting')::boolean AS conflicting, j.slot ->> 'invalidation_reason' AS invalidation_reason
+      FROM pg_catalog.pg_replication_slots s
+     CROSS JOIN LATERAL (SELECT to_jsonb(s) AS slot) j
+     CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+                        AS lsn) w
+      LEFT JOIN ha.node_catalog n
+             ON s.plugin = 'pg_ha' AND n.node_id::text = substring(s.slot_name FROM '^pg_ha_([0-9]+)_')
+      LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid;
+COMMENT ON VIEW ha.status_slots IS
+    'one row per replication slot of this server, pg_ha''s and others'': subscriber is the node whose subscription reads from it, application_name (while it is read) the subscription; retained_bytes is the WAL that it keeps from being removed, unconfirmed_bytes what its reader has still to confirm, limit_bytes the ha.max_slot_retained that ends it; wal_status lost: it has ended and the subscription must be made again. inactive_since, conflicting and invalidation_reason are NULL where the server does not tell';
+
+CREATE VIEW ha.prepared_transactions AS
+    SELECT s.subscription_name, k.gid, NULL::text AS local_gid, k.prepared_at, 'kept' AS state, k.reason
+      FROM ha.kept_transactions k JOIN ha.subscription_catalog s USING (subscription_id)
+    UNION ALL
+    SELECT s.subscription_name, substr(p.gid, length(substring(p.gid FROM '^pg_ha_[0-9]+_[0-9]+_')) + 1), p.gid,
+           p.prepared, 'prepared', NULL
+      FROM pg_catalog.pg_prepared_xacts p
+      JOIN ha.subscription_catalog s ON p.gid LIKE format('pg\_ha\_%s\_%%', s.subscription_id)
+     WHERE p.database = current_database();
+COMMENT ON VIEW ha.prepared_transactions IS
+    'transactions that are prepared on providers and came here, with their name there: prepared here too, under local_gid, or kept until they commit, for a reason';
 
 CREATE FUNCTION ha.table_states(OUT subscription_id integer, OUT relation oid, OUT rows_inserted bigint,
                                 OUT rows_updated bigint, OUT rows_deleted bigint, OUT conflicts bigint)
@@ -574,6 +811,13 @@ CREATE FUNCTION ha.wait_for_sync_event(origin_node name, lsn pg_lsn, timeout int
 COMMENT ON FUNCTION ha.wait_for_sync_event(name, pg_lsn, interval) IS
     'waits until everything that the origin committed before the position (as ha.sync_event returned it there) is applied and visible here; true then, false when the timeout passed first';
 
+CREATE FUNCTION ha.wait_slot_confirm_lsn(slot_name name = NULL, target pg_lsn = NULL, timeout interval = NULL)
+    RETURNS boolean
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'wait_slot_confirm_lsn_wrapper';
+COMMENT ON FUNCTION ha.wait_slot_confirm_lsn(name, pg_lsn, interval) IS
+    'waits until the reader of a slot of this server (NULL: of every subscriber''s slot) has confirmed the position (NULL: where the durable WAL ends now), that is, has it durably; true then, false when the timeout passed first. An unknown slot raises';
+
 -- Privileges (keep this last) ---------------------------------------------------------------------------------
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ha FROM PUBLIC;
@@ -583,11 +827,15 @@ GRANT USAGE ON SCHEMA ha TO PUBLIC;
 GRANT EXECUTE ON FUNCTION ha.mask_dsn(text) TO PUBLIC;
 
 GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.events, ha.status,
-    ha.status_subscriptions, ha.status_tables, ha.subscription_tables, ha.copied_tables TO pg_monitor;
+    ha.status_subscriptions, ha.status_tables, ha.status_slots, ha.subscription_tables, ha.copied_tables,
+    ha.row_versions, ha.copied_progress, ha.replication_set_sequences, ha.sequence_states, ha.status_sequences,
+    ha.prepared_transactions TO pg_monitor;
 GRANT EXECUTE ON FUNCTION ha.node_info(), ha.events_read(), ha.doctor(), ha.node_states(), ha.subscription_states(),
     ha.table_states(), ha.copy_states(), ha.sub_show_status(name), ha.sub_show_table(name, regclass) TO pg_monitor;
 
 -- What links and catalogs need, and no more. node_exchange hands out connection strings with their passwords:
 -- membership in ha_replication means being trusted as a node.
-GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables TO ha_replication;
-GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb) TO ha_replication;
+GRANT SELECT ON ha.nodes, ha.subscriptions, ha.replication_sets, ha.replication_set_tables, ha.origin_ids,
+    ha.row_versions TO ha_replication;
+GRANT EXECUTE ON FUNCTION ha.node_info(), ha.node_exchange(jsonb), ha.sequence_values(text[]),
+    ha.applied_progress() TO ha_replication;

@@ -17,6 +17,13 @@ static MAX_TRACKED_TABLES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static SYNC_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static SPOOL_MEM: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static SPOOL_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static DUPLICATE_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
+static CONFLICT_HORIZON: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static MAX_ROW_VERSIONS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
+static SEQUENCE_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static MAX_SLOT_RETAINED: GucSetting<i32> = GucSetting::<i32>::new(0);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 
 /// `ha.node_name`, if set.
@@ -52,6 +59,11 @@ pub(crate) fn max_nodes() -> i32 {
 /// `ha.max_subscriptions`.
 pub(crate) fn max_subscriptions() -> i32 {
     MAX_SUBSCRIPTIONS.get()
+}
+
+/// `ha.duplicate_retention`.
+pub(crate) fn duplicate_retention() -> Duration {
+    Duration::from_secs(60 * u64::from(DUPLICATE_RETENTION.get().unsigned_abs()))
 }
 
 /// `ha.events_max_size` in bytes.
@@ -177,6 +189,76 @@ pub(crate) fn register() {
         plain,
     );
     GucRegistry::define_int_guc(
+        c"ha.spool_mem",
+        c"How much memory a subscription may take for transactions that are in progress on the provider.",
+        c"Above it, the largest are kept in files of the state directory until they commit.",
+        &SPOOL_MEM,
+        64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.spool_max_size",
+        c"How much disk a subscription may take for transactions that are in progress on the provider.",
+        c"A subscription that needs more fails, and goes on once it may have more or its option streaming is off.",
+        &SPOOL_MAX_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.duplicate_retention",
+        c"How long it is remembered which changes were applied that may come again by another subscription.",
+        c"They are forgotten earlier once every subscription that can bring them has passed them.",
+        &DUPLICATE_RETENTION,
+        1,
+        525_600,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.conflict_horizon",
+        c"How long after its commit a change may still meet a concurrent one.",
+        c"A copy brings the exact versions of rows changed within it; older rows share one version. 0: none is exact.",
+        &CONFLICT_HORIZON,
+        0,
+        2_592_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_row_versions",
+        c"Of how many rows of a table a copy brings the exact versions.",
+        c"The youngest rows are taken; the others count as older than ha.conflict_horizon.",
+        &MAX_ROW_VERSIONS,
+        0,
+        100_000_000,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.sequence_buffer",
+        c"How many values of a sequence subscribers are told ahead.",
+        c"It grows by itself for a sequence that uses it up between two looks, which are five seconds apart.",
+        &SEQUENCE_BUFFER,
+        1,
+        1_000_000,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_slot_retained",
+        c"How much WAL the slot of a subscriber may hold back on this server before it is ended.",
+        c"0: without limit. A subscriber whose slot was ended has to be made again.",
+        &MAX_SLOT_RETAINED,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
         c"ha.events_max_size",
         c"How large the file behind ha.events may grow before it is rotated.",
         c"One older file is kept beside it.",
@@ -198,12 +280,43 @@ pub(crate) fn retry_max() -> Duration {
     Duration::from_millis(RETRY_MAX.get() as u64)
 }
 
+/// `ha.max_slot_retained` in bytes; None: no limit.
+pub(crate) fn max_slot_retained() -> Option<u64> {
+    let megabytes = u64::from(MAX_SLOT_RETAINED.get().unsigned_abs());
+    (megabytes > 0).then_some(megabytes << 20)
+}
+
 /// For how many tables counters are kept.
 pub(crate) fn max_tracked_tables() -> usize {
     usize::try_from(MAX_TRACKED_TABLES.get()).unwrap_or_default()
 }
 
+/// How long after its commit a change may still meet a concurrent one.
+pub(crate) fn conflict_horizon() -> Duration {
+    Duration::from_secs(u64::from(CONFLICT_HORIZON.get().unsigned_abs()))
+}
+
+/// Of how many rows of a table a copy brings the exact versions.
+pub(crate) fn max_row_versions() -> i32 {
+    MAX_ROW_VERSIONS.get()
+}
+
+/// How many values of a sequence subscribers are told ahead.
+pub(crate) fn sequence_buffer() -> i64 {
+    i64::from(SEQUENCE_BUFFER.get().max(1))
+}
+
 /// How many tables of a subscription are copied at once.
 pub(crate) fn sync_workers() -> usize {
     usize::try_from(SYNC_WORKERS.get()).unwrap_or(1)
+}
+
+/// `ha.spool_mem` in bytes.
+pub(crate) fn spool_mem() -> u64 {
+    u64::from(SPOOL_MEM.get().unsigned_abs()) * 1024
+}
+
+/// `ha.spool_max_size` in bytes.
+pub(crate) fn spool_max_size() -> u64 {
+    u64::from(SPOOL_MAX_SIZE.get().unsigned_abs()) * 1024 * 1024
 }

@@ -7,11 +7,15 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cleanup::{self, Registration, Resource};
 use crate::template;
+
+/// Names a second prefix, of another major version.
+const OTHER: &str = "PG_HA_INSTALL_OTHER";
 
 /// The unprivileged account that servers run under when the harness itself is root.
 #[derive(Debug, Clone, Copy)]
@@ -35,17 +39,35 @@ pub(crate) struct Install {
     /// Everything a run writes is below this directory.
     pub(crate) base: PathBuf,
     pub(crate) keep: bool,
+    /// A server of another major version, for clusters of both.
+    pub(crate) other: Option<Arc<Install>>,
     registration: Option<Registration>,
 }
 
 impl Install {
+    /// What the environment names, with the server of another version if it names one.
     pub(crate) fn find(keep: bool) -> Result<Self> {
+        let mut install = Self::at("PG_HA_INSTALL", None, keep)?;
+        if env::var_os(OTHER).is_some_and(|value| !value.is_empty()) {
+            let other = Self::at(OTHER, Some(&install.base.join("other")), keep)?;
+            if other.major == install.major || !other.has_extension {
+                bail!(
+                    "{OTHER} must hold pg_ha on another major version than {}, and holds {}",
+                    install.major,
+                    other.major
+                );
+            }
+            install.other = Some(Arc::new(other));
+        }
+        Ok(install)
+    }
+
+    /// What the variable names, or the host's own server; everything is written below `base`, or a new directory.
+    fn at(variable: &str, base: Option<&Path>, keep: bool) -> Result<Self> {
         let chroot = env::var_os("PG_HA_CHROOT")
             .filter(|v| !v.is_empty())
             .map(PathBuf::from);
-        let prefix = env::var_os("PG_HA_INSTALL")
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from);
+        let prefix = env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
         let outside = |path: &Path| match &chroot {
             Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
             None => path.to_owned(),
@@ -64,7 +86,10 @@ impl Install {
 
         let temp = outside(Path::new("/tmp"));
         let temp = if chroot.is_none() { env::temp_dir() } else { temp };
-        let base = temp.join(format!("pgha-{}", std::process::id()));
+        let base = base.map_or_else(
+            || temp.join(format!("pgha-{}", std::process::id())),
+            Path::to_owned,
+        );
         fs::create_dir(&base).with_context(|| format!("creating {}", base.display()))?;
         fs::set_permissions(&base, fs::Permissions::from_mode(0o755))?;
         let registration = Some(cleanup::register("", Resource::Directory(base.clone())));
@@ -79,11 +104,12 @@ impl Install {
             account,
             base,
             keep,
+            other: None,
             registration,
         };
         if prefix.is_some() && !install.has_extension {
             bail!(
-                "PG_HA_INSTALL={} holds no pg_ha library: build and install the extension there",
+                "{variable}={} holds no pg_ha library: build and install the extension there",
                 wanted.display()
             );
         }

@@ -7,6 +7,7 @@ mod cluster;
 mod compare;
 mod faults;
 mod install;
+mod menagerie;
 mod node;
 mod process;
 mod proxy;
@@ -39,6 +40,7 @@ usage: pg_ha_test list
 
 PG_HA_INSTALL   prefix of a server's files with pg_ha installed (lib/postgresql/<major>/bin or bin below it);
                 without it the host's newest server is used
+PG_HA_INSTALL_OTHER   the same with another major version, for scenarios with servers of both
 PG_HA_CHROOT    directory to chroot into for running the server's programs; PG_HA_INSTALL is a path inside it";
 
 struct Arguments {
@@ -170,8 +172,12 @@ fn announce(install: &Install, scenarios: usize, options: runner::Options) {
     } else {
         "without pg_ha"
     };
+    let other = install
+        .other
+        .as_ref()
+        .map_or_else(String::new, |other| format!(" (and {})", other.major));
     println!(
-        "{scenarios} scenarios on PostgreSQL {} {extension}, seed {}, {} at once, in {}",
+        "{scenarios} scenarios on PostgreSQL {}{other} {extension}, seed {}, {} at once, in {}",
         install.major,
         options.seed,
         options.jobs,

@@ -21,6 +21,8 @@ use crate::{process, template};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NodeSpec {
     pub(crate) namespace: Option<String>,
+    /// Runs the other major version (`Need::OtherVersion`).
+    pub(crate) other_version: bool,
     /// The address that other nodes reach it at.
     pub(crate) address: String,
     pub(crate) settings: Vec<(String, String)>,
@@ -56,7 +58,7 @@ pub(crate) struct Node {
     pub(crate) port: u16,
     pub(crate) directory: PathBuf,
     pub(crate) namespace: Option<String>,
-    install: Arc<Install>,
+    pub(crate) install: Arc<Install>,
     scenario: String,
     environment: Vec<(String, String)>,
     state: Mutex<State>,
@@ -77,6 +79,11 @@ impl Node {
         number: usize,
         spec: NodeSpec,
     ) -> Result<Self> {
+        let install = match &install.other {
+            Some(other) if spec.other_version => other,
+            None if spec.other_version => bail!("there is no server of another version"),
+            _ => install,
+        };
         let node = Self {
             number,
             name: format!("n{number}"),
@@ -227,6 +234,16 @@ impl Node {
             Some(running) => Ok(running.pid),
             None => bail!("{} does not run", self.name),
         }
+    }
+
+    /// What the server has used of the processors since it started.
+    pub(crate) fn processor_time(&self) -> Result<std::time::Duration> {
+        Ok(process::processor_time(self.pid()?))
+    }
+
+    /// What its walsenders and pg_ha's workers that run now have used.
+    pub(crate) fn replication_time(&self) -> Result<std::time::Duration> {
+        Ok(process::replication_time(self.pid()?))
     }
 
     pub(crate) fn is_frozen(&self) -> bool {

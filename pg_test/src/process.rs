@@ -1,6 +1,7 @@
 //! Processes as /proc shows them. A PostgreSQL server is a postmaster and its direct children.
 
 use std::fs;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,6 +22,48 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     Some((state, parent))
+}
+
+/// The replicating processes of a server: its walsenders and pg_ha's workers.
+pub(crate) fn replicating(parent: u32) -> Vec<u32> {
+    let replicates = |pid: &u32| {
+        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        title.contains("pg_ha ") || title.contains("walsender")
+    };
+    children(parent).into_iter().filter(replicates).collect()
+}
+
+/// The processor time that the replicating processes of a server have used that run now.
+pub(crate) fn replication_time(parent: u32) -> Duration {
+    let used: u64 = replicating(parent)
+        .into_iter()
+        .map(|pid| ticks(pid, 11..13))
+        .sum();
+    Duration::from_millis(used * 10)
+}
+
+/// The processor time that a server has used since it started, of processes that have ended too.
+pub(crate) fn processor_time(parent: u32) -> Duration {
+    let own: u64 = children(parent).into_iter().map(|pid| ticks(pid, 11..13)).sum();
+    // What Linux shows to programs is in hundredths of a second, whatever it counts in itself.
+    Duration::from_millis((own + ticks(parent, 11..15)) * 10)
+}
+
+/// The sum of these fields of /proc/<pid>/stat, counted from the state.
+fn ticks(pid: u32, fields: std::ops::Range<usize>) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let numbers = after_name
+        .split_whitespace()
+        .map(|field| field.parse().unwrap_or(0));
+    numbers.skip(fields.start).take(fields.len()).sum::<u64>()
+}
+
+/// What a process holds for itself alone, in kilobytes.
+pub(crate) fn own_memory(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Runs or can run: neither gone nor a zombie that only waits to be collected.

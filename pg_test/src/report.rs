@@ -8,6 +8,8 @@ use crate::cluster::Cluster;
 use crate::node::Node;
 
 const LOG_LINES: usize = 30;
+/// Of each view; a schema of hundreds of tables would bury what matters.
+const ROWS: usize = 20;
 const VIEWS: [&str; 3] = ["ha.status", "ha.status_subscriptions", "ha.status_tables"];
 
 pub(crate) fn describe(cluster: &Cluster) -> String {
@@ -54,7 +56,11 @@ fn status(node: &Node, database: &str, view: &str) -> (bool, String) {
             let lines: Vec<&str> = rows.iter().filter_map(|row| row.first()?.as_deref()).collect();
             (
                 true,
-                format!("{view}: {} rows\n{}", lines.len(), lines.join("\n")),
+                format!(
+                    "{view}: {} rows\n{}",
+                    lines.len(),
+                    lines[..lines.len().min(ROWS)].join("\n")
+                ),
             )
         }
         Ok(Err(error)) => (

@@ -177,7 +177,7 @@ fn tell(scenario: &Scenario, outcome: &Outcome, time: Duration, options: Options
 
 fn environment() -> String {
     let set = |name: &str| std::env::var(name).ok().map(|value| format!("{name}={value} "));
-    ["PG_HA_INSTALL", "PG_HA_CHROOT"]
+    ["PG_HA_INSTALL", "PG_HA_INSTALL_OTHER", "PG_HA_CHROOT"]
         .into_iter()
         .filter_map(set)
         .collect()

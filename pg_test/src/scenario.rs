@@ -17,6 +17,8 @@ pub(crate) enum Need {
     Root,
     Faketime,
     Openssl,
+    /// A second server, of another major version.
+    OtherVersion,
 }
 
 impl Need {
@@ -28,6 +30,7 @@ impl Need {
                 .arg("version")
                 .output()
                 .is_ok(),
+            Need::OtherVersion => install.other.is_some(),
         };
         let reason = match self {
             Need::Root => "needs root (network namespaces or mounts)",
@@ -35,6 +38,7 @@ impl Need {
                 "needs libfaketime (Debian package: faketime) and a writable /dev/shm where the servers run"
             }
             Need::Openssl => "needs the openssl command to make certificates",
+            Need::OtherVersion => "needs a second server, of another major version, in PG_HA_INSTALL_OTHER",
         };
         (!there).then_some(reason)
     }
@@ -107,6 +111,10 @@ impl Stage {
 
     pub(crate) fn pick<'a, T>(&self, from: &'a [T]) -> Option<&'a T> {
         self.random.borrow_mut().choice(from)
+    }
+
+    pub(crate) fn shuffle<T>(&self, all: &mut [T]) {
+        self.random.borrow_mut().shuffle(all);
     }
 
     /// Status rows and log tails of all nodes, for a failure.

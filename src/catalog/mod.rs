@@ -3,12 +3,19 @@
 //! Reading never assigns a transaction id, so that it works on standbys and that a session which waits for another
 //! node holds nothing that the other one could wait for.
 
+pub(crate) mod applied_changes;
+pub(crate) mod copied_progress;
+pub(crate) mod deferred_indexes;
 pub(crate) mod nodes;
 pub(crate) mod origins;
 pub(crate) mod plan;
+pub(crate) mod prepared;
 pub(crate) mod relations;
 pub(crate) mod replication_set_tables;
 pub(crate) mod replication_sets;
+pub(crate) mod replication_slots;
+pub(crate) mod row_versions;
+pub(crate) mod sequences;
 pub(crate) mod subscription_tables;
 pub(crate) mod subscriptions;
 

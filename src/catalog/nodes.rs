@@ -49,6 +49,11 @@ pub(crate) fn by_name(name: &str) -> Result<Option<Node>, Error> {
     Ok(all()?.into_iter().find(|node| node.node_name == name))
 }
 
+/// The node of this id.
+pub(crate) fn by_id(node_id: i32) -> Result<Option<Node>, Error> {
+    Ok(all()?.into_iter().find(|node| node.node_id == node_id))
+}
+
 /// The row that is this server and database, given what the identity file says.
 pub(crate) fn local(identity: Option<&Identity>) -> Result<Option<Node>, Error> {
     let Some(identity) = identity else {

@@ -1,7 +1,13 @@
 //! What the supervisor and the receivers want to know of the catalogs.
 
+use std::time::Duration;
+
+use pg_ha_replication::subscription_options::SubscriptionOptions;
+use pgrx::JsonB;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::spi::{self, Spi};
+
+use super::{Error, subscriptions};
 
 /// One row of `ha.node_catalog`.
 pub(crate) struct KnownNode {
@@ -25,8 +31,23 @@ pub(crate) struct PlannedSubscription {
     pub(crate) enabled: bool,
     pub(crate) replication_sets: Vec<String>,
     pub(crate) forward_origins: Vec<String>,
+    /// How long after its commit a transaction is applied.
+    pub(crate) apply_delay: Duration,
+    pub(crate) options: SubscriptionOptions,
     /// When it was made (TimestampTz, microseconds since 2000).
     pub(crate) created_at: i64,
+    /// Where its slot began; 0 if that is not known.
+    pub(crate) slot_lsn: u64,
+    /// The end of the transaction that is to be passed over.
+    pub(crate) skip_lsn: Option<u64>,
+}
+
+impl PlannedSubscription {
+    /// Where the stream starts after so much progress of its origin: an origin outlives subscriptions, and what was
+    /// committed between two of them is not sent.
+    pub(crate) fn start_after(&self, progress: u64) -> u64 {
+        progress.max(self.slot_lsn)
+    }
 }
 
 /// All known nodes, in the order of their ids.
@@ -53,12 +74,13 @@ pub(crate) fn nodes() -> Result<Vec<KnownNode>, spi::Error> {
 }
 
 /// All subscriptions, or the one with this id.
-pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>, spi::Error> {
+pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>, Error> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT s.subscription_id, s.subscription_name::text, s.provider_node_id, n.node_name::text, \
                     s.provider_dsn, s.slot_name::text, s.enabled, s.replication_sets, s.forward_origins, s.created_at, \
-                    n.node_uid::text \
+                    n.node_uid::text, (extract(epoch FROM s.apply_delay) * 1000000)::bigint, s.options, \
+                    (s.slot_lsn - '0/0'::pg_lsn)::bigint, (s.skip_lsn - '0/0'::pg_lsn)::bigint \
              FROM ha.subscription_catalog s JOIN ha.node_catalog n ON n.node_id = s.provider_node_id \
              WHERE $1 IS NULL OR s.subscription_id = $1 ORDER BY 1",
             None,
@@ -77,6 +99,10 @@ pub(crate) fn subscriptions(id: Option<i32>) -> Result<Vec<PlannedSubscription>,
                 replication_sets: row.get::<Vec<String>>(8)?.unwrap_or_default(),
                 forward_origins: row.get::<Vec<String>>(9)?.unwrap_or_default(),
                 created_at: row.get::<TimestampWithTimeZone>(10)?.map_or(i64::MIN, i64::from),
+                apply_delay: Duration::from_micros(row.get::<i64>(12)?.unwrap_or_default().max(0) as u64),
+                options: subscriptions::options(row.get::<JsonB>(13)?.ok_or(Error::Null { column: 13 })?)?,
+                skip_lsn: row.get::<i64>(15)?.map(i64::cast_unsigned),
+                slot_lsn: row.get::<i64>(14)?.unwrap_or_default().cast_unsigned(),
             })
         })
         .collect()

@@ -1,6 +1,8 @@
 //! `ha.subscription_tables`: the tables that subscriptions copy from their providers.
 
 use super::{Error, Row, execute, read, read_one, write};
+use crate::postgres::apply::ApplyError;
+use crate::postgres::apply::acting::{self, Operation};
 
 /// What becomes of the rows that a table holds already when its copy begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,10 @@ pub(crate) struct PendingTable {
     pub(crate) schema: String,
     pub(crate) name: String,
     pub(crate) existing_rows: ExistingRows,
+    /// What the provider said that it holds when the copy was asked for.
+    pub(crate) expected_bytes: i64,
+    /// The last attempt failed, and somebody has to look.
+    pub(crate) failed: bool,
 }
 
 impl PendingTable {
@@ -57,13 +63,16 @@ fn pending_from_row(row: &Row<'_>) -> Result<PendingTable, Error> {
         schema: row.get(3)?,
         name: row.get(4)?,
         existing_rows: ExistingRows::from_text(&row.get::<String>(5)?)?,
+        expected_bytes: row.get(6)?,
+        failed: row.get(7)?,
     })
 }
 
 /// The tables of enabled subscriptions whose copy is due, in the order in which it was asked for, large ones first.
 pub(crate) fn pending() -> Result<Vec<PendingTable>, Error> {
     read(
-        "SELECT t.table_id, t.subscription_id, t.nspname::text, t.relname::text, t.existing_rows \
+        "SELECT t.table_id, t.subscription_id, t.nspname::text, t.relname::text, t.existing_rows, \
+                t.expected_bytes, t.failed \
            FROM ha.subscription_tables t JOIN ha.subscription_catalog s USING (subscription_id) \
           WHERE t.state = 'init' AND s.enabled ORDER BY t.asked_at, t.expected_bytes DESC, t.table_id",
         &[],
@@ -71,12 +80,12 @@ pub(crate) fn pending() -> Result<Vec<PendingTable>, Error> {
     )
 }
 
-/// This table, if its copy is due.
-pub(crate) fn pending_one(table_id: i32) -> Result<Option<PendingTable>, Error> {
-    read_one(
-        "SELECT table_id, subscription_id, nspname::text, relname::text, existing_rows \
-           FROM ha.subscription_tables WHERE table_id = $1 AND state = 'init'",
-        &[table_id.into()],
+/// Those of these tables whose copy is due.
+pub(crate) fn pending_among(table_ids: &[i32]) -> Result<Vec<PendingTable>, Error> {
+    read(
+        "SELECT table_id, subscription_id, nspname::text, relname::text, existing_rows, expected_bytes, failed \
+           FROM ha.subscription_tables WHERE table_id = ANY ($1) AND state = 'init' ORDER BY table_id",
+        &[table_ids.to_vec().into()],
         pending_from_row,
     )
 }
@@ -191,6 +200,57 @@ pub(crate) fn tell_to_copy(relation: pgrx::pg_sys::Oid, set_name: &str) -> Resul
     super::emit_transactional(COPY_MESSAGE, &content)
 }
 
+/// The tables that were copied, by name, and when, by whatever subscription, last (microseconds since 1970).
+pub(crate) fn copied() -> Result<Vec<(String, String, i64)>, Error> {
+    read(
+        "SELECT nspname::text, relname::text, (extract(epoch FROM max(copied_at)) * 1000000)::bigint \
+           FROM ha.subscription_tables WHERE copied_at IS NOT NULL GROUP BY 1, 2",
+        &[],
+        |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)),
+    )
+}
+
+/// Prefix of the message that a table was copied, for those to whom changes of its provider are forwarded.
+pub(crate) const COPIED_MESSAGE: &str = "pg_ha.copied";
+
+/// What that message says: the rows of a table, and what changed while they were copied, were not sent on.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct CopiedMessage {
+    pub(crate) set_names: Vec<String>,
+    pub(crate) schema: String,
+    pub(crate) name: String,
+}
+
+/// Tells, with the current transaction, that it copied a table, which other nodes may get from here. A partition is sent
+/// under the names of the tables above it too.
+pub(crate) fn tell_of_copy(table: &PendingTable) -> Result<(), Error> {
+    let messages = read(
+        "SELECT n.nspname::text, c.relname::text, pg_catalog.array_agg(s.set_name::text) \
+           FROM ha.replication_set_tables t JOIN ha.replication_sets s USING (set_id) \
+           JOIN pg_catalog.pg_class c ON c.oid = t.relation \
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+          WHERE t.relation = pg_catalog.to_regclass($1) \
+             OR t.relation IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(pg_catalog.to_regclass($1))) \
+          GROUP BY 1, 2",
+        &[table.qualified_name().into()],
+        |row| {
+            Ok(CopiedMessage {
+                schema: row.get(1)?,
+                name: row.get(2)?,
+                set_names: row.get(3)?,
+            })
+        },
+    )?;
+    for message in messages {
+        let content = serde_json::to_string(&message).map_err(|error| Error::Content {
+            table: "pg_class",
+            reason: error.to_string(),
+        })?;
+        super::emit_transactional(COPIED_MESSAGE, &content)?;
+    }
+    Ok(())
+}
+
 /// A table that a new subscription copies.
 pub(crate) struct NewTable {
     pub(crate) schema: String,
@@ -266,10 +326,44 @@ pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
     .ok_or(Error::Null { column: 1 })
 }
 
-/// Removes all rows of the local table: by TRUNCATE, which waits for its readers, or row by row where foreign keys of
-/// other tables lead to it and TRUNCATE would take these along.
-pub(crate) fn empty(qualified_name: &str) -> Result<(), Error> {
-    let referenced: bool = read_one(
+/// Keeps others from writing to a table until the end of the transaction. A table that does not exist is not locked.
+pub(crate) fn lock(qualified_name: &str) -> Result<(), Error> {
+    let exists = read_one(
+        "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
+        &[qualified_name.into()],
+        |row| row.get::<bool>(1),
+    )?;
+    if exists == Some(true) {
+        execute(
+            &format!("LOCK TABLE {qualified_name} IN SHARE ROW EXCLUSIVE MODE"),
+            &[],
+        )?;
+    }
+    Ok(())
+}
+
+/// Gives back the room of an ordinary table that holds no rows, where it is much: what a copy that failed left behind
+/// would otherwise stand before the rows of the next one.
+pub(crate) fn shrink(qualified_name: &str) -> Result<(), EmptyError> {
+    let large = read_one(
+        "SELECT relkind = 'r' AND pg_catalog.pg_relation_size(oid) > 1048576 FROM pg_catalog.pg_class \
+          WHERE oid = $1::pg_catalog.regclass",
+        &[qualified_name.into()],
+        |row| row.get::<bool>(1),
+    )?;
+    if large == Some(true) && !is_referenced(qualified_name)? {
+        as_owner(
+            qualified_name,
+            Operation::Truncate,
+            &format!("TRUNCATE ONLY {qualified_name}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Whether foreign keys of other tables lead to the table or its partitions.
+fn is_referenced(qualified_name: &str) -> Result<bool, Error> {
+    read_one(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint \
                          WHERE contype = 'f' AND conrelid <> confrelid \
                            AND (confrelid = $1::pg_catalog.regclass OR confrelid IN \
@@ -277,26 +371,40 @@ pub(crate) fn empty(qualified_name: &str) -> Result<(), Error> {
         &[qualified_name.into()],
         |row| row.get(1),
     )?
-    .ok_or(Error::Null { column: 1 })?;
-    let rows = rows_of(qualified_name)?;
-    let statement = if referenced {
-        format!("DELETE FROM {rows}")
-    } else {
-        format!("TRUNCATE {rows}")
-    };
-    execute(&statement, &[])?;
-    Ok(())
+    .ok_or(Error::Null { column: 1 })
 }
 
-/// Whether a local table is a partition of another one.
-pub(crate) fn is_partition_of(relation: pgrx::pg_sys::Oid, qualified_name: &str) -> Result<bool, Error> {
-    read_one(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors($1::oid) a \
-                         WHERE a.relid = pg_catalog.to_regclass($2))",
-        &[relation.into(), qualified_name.into()],
+/// Why a table could not be emptied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EmptyError {
+    #[error(transparent)]
+    Table(#[from] ApplyError),
+    #[error(transparent)]
+    Catalog(#[from] Error),
+}
+
+/// Removes all rows of the local table, as its owner: by TRUNCATE, which waits for its readers, or row by row where
+/// foreign keys of other tables lead to it and TRUNCATE would take these along.
+pub(crate) fn empty(qualified_name: &str) -> Result<(), EmptyError> {
+    let rows = rows_of(qualified_name)?;
+    let (operation, statement) = if is_referenced(qualified_name)? {
+        (Operation::Delete, format!("DELETE FROM {rows}"))
+    } else {
+        (Operation::Truncate, format!("TRUNCATE {rows}"))
+    };
+    as_owner(qualified_name, operation, &statement)
+}
+
+/// Runs a statement on a table as whoever its changes are applied as: triggers of the table run by it.
+fn as_owner(qualified_name: &str, operation: Operation, statement: &str) -> Result<(), EmptyError> {
+    let oid: Option<pgrx::pg_sys::Oid> = read_one(
+        "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid",
+        &[qualified_name.into()],
         |row| row.get(1),
-    )?
-    .ok_or(Error::Null { column: 1 })
+    )?;
+    let oid = oid.ok_or_else(|| ApplyError::MissingTable(qualified_name.to_owned()))?;
+    acting::as_owner_of(oid, qualified_name, operation, || execute(statement, &[]))??;
+    Ok(())
 }
 
 /// The partitioned tables above a local table, by schema and name.

@@ -3,21 +3,27 @@
 //! Everything of a transaction is written into one frame as long as it fits, and sent at its commit: a message of the
 //! walsender costs more than the row in it. A transaction of which nothing is wanted costs nothing on the wire.
 
+mod forward;
 pub(crate) mod relation;
+mod streamed;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::{
-    self, EncodeError, Encoder, List, OldKind, RelationColumn, ReplicaIdentity, Seen,
+    self, EncodeError, Encoder, List, Mark, OldKind, RelationColumn, ReplicaIdentity, Seen,
 };
+use pg_ha_replication::forwarding::{Route, Wanted};
 use pg_ha_replication::options::{self, PluginOptions, ProviderVersions};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
+use forward::Forward;
 pub(crate) use relation::ColumnForm;
 use relation::Published;
+use streamed::Streams;
 
-use crate::postgres::server;
+use crate::postgres::{server, slot};
 use crate::shared_state;
 
 /// Frames are sent when they pass this size, in bytes; a transaction that fits goes in one.
@@ -25,6 +31,9 @@ const FRAME_LIMIT: usize = 64 * 1024;
 
 /// Prefix of the logical messages that belong to pg_ha; others are applications' own and are not sent.
 pub(crate) const MESSAGE_PREFIX: &str = "pg_ha.";
+
+/// The logical message by which a subscriber learns whether the provider's commits wait for it; `on` or `off`.
+pub(crate) const SYNCHRONOUS_MESSAGE: &str = "pg_ha.synchronous";
 
 /// Why streaming cannot start.
 pub(crate) struct Refusal {
@@ -57,6 +66,9 @@ pub(crate) struct Transaction {
     pub(crate) commit_lsn: u64,
     pub(crate) end_lsn: u64,
     pub(crate) commit_ts: i64,
+    /// The number of its replication origin, 0 for the local node's own, and its position there.
+    pub(crate) origin: u16,
+    pub(crate) origin_lsn: u64,
 }
 
 /// One START_REPLICATION.
@@ -68,7 +80,8 @@ pub(crate) struct Session {
     converts_text: bool,
     encoder: Encoder,
     said_hello: bool,
-    current: Option<Transaction>,
+    forward: Forward,
+    current: Option<(Transaction, Rc<Route>)>,
     began: bool,
     /// Positions of filtered transactions by PostgreSQL's origin number, met since the last look-up of names: names
     /// can be read only inside a transaction, which a filtered one does not open.
@@ -79,6 +92,12 @@ pub(crate) struct Session {
     unsent: Vec<NodeId>,
     /// What the subscriber was last told of tables that several are sent as.
     shapes: HashMap<u32, u64>,
+    /// Transactions that are sent while they are in progress.
+    streams: Streams,
+    /// The frame as it was before the change that is being written.
+    unfinished: Option<Mark>,
+    /// What the subscriber was last told of whether commits wait for it.
+    synchronous: bool,
 }
 
 impl Session {
@@ -132,6 +151,40 @@ impl Session {
                 "This server was restored to an earlier state. Drop the subscription there and make it again.",
             ));
         }
+        let nodes = shared_state::nodes();
+        let wanted = Wanted::from_names(&options.forward_origins, |name| {
+            let known = nodes.iter().find(|node| node.node_name.as_str() == name)?;
+            NodeId::new(known.node_id).ok()
+        })
+        .map_err(|name| {
+            refuse(
+                format!(
+                    "node \"{}\" wants the changes of node \"{name}\" forwarded, which node \"{}\" does not know",
+                    options.node_name,
+                    local.node_name.as_str()
+                ),
+                "Change forward_origins there with ha.sub_alter_options; ha.nodes shows the nodes that are known here.",
+            )
+        })?;
+        let forward = Forward::new(wanted, options.node_id);
+        // From an older position the server would go on silently where the slot is.
+        let confirmed = Lsn(slot::own_confirmed().unwrap_or_default());
+        if options.applied_lsn < confirmed {
+            return Err(Refusal {
+                code: PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                message: format!(
+                    "gap in the stream: node \"{}\" has applied this node's changes up to {}, but had confirmed them up \
+                     to {confirmed}",
+                    options.node_name, options.applied_lsn
+                ),
+                hint: format!(
+                    "That node was restored to an earlier state, or slot \"{}\" was advanced by hand; what lies between \
+                     cannot be sent again. Drop the subscription there and make it again, then copy its tables anew \
+                     with ha.sub_resync_table.",
+                    slot::own_name()
+                ),
+            });
+        }
         let agreed = options::negotiate(
             &options,
             &ProviderVersions::of_this_build(server::version_number()),
@@ -153,6 +206,7 @@ impl Session {
             converts_text,
             encoder: Encoder::new(),
             said_hello: false,
+            forward,
             current: None,
             began: false,
             met: HashMap::new(),
@@ -160,7 +214,20 @@ impl Session {
             seen: HashMap::new(),
             unsent: Vec::new(),
             shapes: HashMap::new(),
+            streams: Streams::new(),
+            unfinished: None,
+            synchronous: false,
         })
+    }
+
+    /// Large transactions are sent while they are in progress.
+    pub(crate) fn streaming(&self) -> bool {
+        self.options.streaming
+    }
+
+    /// Prepared transactions are sent when they are prepared.
+    pub(crate) fn two_phase(&self) -> bool {
+        self.options.two_phase
     }
 
     pub(crate) fn replication_sets(&self) -> &[String] {
@@ -179,6 +246,12 @@ impl Session {
 
     pub(crate) fn encoder(&mut self) -> &mut Encoder {
         &mut self.encoder
+    }
+
+    /// Whether a record of this origin is left out as it is decoded. Others may still be left out when their transaction
+    /// begins.
+    pub(crate) fn withholds(&self, origin: u16) -> bool {
+        self.forward.withholds(origin)
     }
 
     /// A transaction that came from another origin and is not sent: the local node had applied it by now.
@@ -210,10 +283,37 @@ impl Session {
         });
     }
 
-    /// Nothing is written before the first change that is wanted.
-    pub(crate) fn begin(&mut self, transaction: Transaction) {
-        self.current = Some(transaction);
+    /// Nothing is written before the first change that is wanted. `name` reads an origin's name from the catalog.
+    pub(crate) fn begin(&mut self, transaction: Transaction, name: impl Fn(u16) -> Option<String>) {
+        let route = match transaction.origin {
+            0 => Rc::new(Route::AsOwn),
+            origin => self.forward.route(origin, name),
+        };
         self.began = false;
+        self.current = match *route {
+            Route::Withheld => {
+                self.saw_commit(&transaction);
+                None
+            }
+            _ => Some((transaction, route)),
+        };
+    }
+
+    fn saw_commit(&mut self, transaction: &Transaction) {
+        // Copies have no position.
+        if transaction.origin_lsn != 0 {
+            let position = (transaction.origin_lsn, transaction.commit_ts);
+            self.saw(transaction.origin, position);
+        }
+    }
+
+    /// Whether changes of the transaction that has begun are wanted at all.
+    pub(crate) fn wants_transaction(&self) -> bool {
+        if self.streams.in_chunk() {
+            self.streams.wants_change()
+        } else {
+            self.current.is_some()
+        }
     }
 
     /// Starts a row message; the caller then writes the columns.
@@ -225,6 +325,9 @@ impl Session {
     ) -> Result<(), EncodeError> {
         self.ensure_begun()?;
         self.announce(table)?;
+        if self.streams.in_chunk() {
+            self.unfinished = Some(self.encoder.mark());
+        }
         let (old_kind, old_columns) = if table.full {
             (OldKind::Full, table.columns.len())
         } else {
@@ -245,7 +348,16 @@ impl Session {
     }
 
     pub(crate) fn finish_change(&mut self) -> Result<(), EncodeError> {
+        self.unfinished = None;
         self.encoder.finish_message()
+    }
+
+    /// Takes back what an error has left of a change: a transaction that is sent in progress may be rolled back while
+    /// its rows are being read, and decoding goes on with others.
+    fn take_back_unfinished(&mut self) {
+        if let Some(mark) = self.unfinished.take() {
+            self.encoder.truncate_to(mark);
+        }
     }
 
     pub(crate) fn truncate<'a>(
@@ -280,9 +392,17 @@ impl Session {
 
     /// Ends the transaction; true if there is something to send.
     pub(crate) fn commit(&mut self) -> Result<bool, EncodeError> {
-        let Some(transaction) = self.current.take() else {
+        let Some((transaction, route)) = self.current.clone() else {
             return Ok(false);
         };
+        let forwarded = matches!(*route, Route::Forwarded { .. });
+        if !self.began && forwarded && self.forward.is_sign_due() {
+            self.ensure_begun()?;
+        }
+        self.current = None;
+        if forwarded {
+            self.saw_commit(&transaction);
+        }
         if !self.began {
             return Ok(false);
         }
@@ -320,6 +440,17 @@ impl Session {
         Ok(true)
     }
 
+    /// Between transactions: tells the subscriber whether commits wait for it, if that has changed; true if it was
+    /// written.
+    pub(crate) fn tell_synchronous(&mut self, synchronous: bool, lsn: u64) -> Result<bool, EncodeError> {
+        if self.synchronous == synchronous {
+            return Ok(false);
+        }
+        self.synchronous = synchronous;
+        let content: &[u8] = if synchronous { b"on" } else { b"off" };
+        self.message(false, lsn, SYNCHRONOUS_MESSAGE, content)
+    }
+
     pub(crate) fn frame_is_full(&self) -> bool {
         self.encoder.len() >= FRAME_LIMIT
     }
@@ -352,16 +483,53 @@ impl Session {
     }
 
     fn ensure_begun(&mut self) -> Result<(), EncodeError> {
+        if self.streams.in_chunk() {
+            return self.ensure_chunk();
+        }
         if self.began {
             return Ok(());
         }
-        let Some(transaction) = self.current else {
+        let Some((transaction, route)) = self.current.clone() else {
             return Ok(());
         };
         self.ensure_hello()?;
         self.began = true;
-        let seen: Vec<Seen> = self
-            .unsent
+        let seen = self.take_unsent();
+        let begin = self.begin_of(&transaction, &route, &seen);
+        self.encoder.begin(&begin)
+    }
+
+    fn begin_of<'a>(
+        &self,
+        transaction: &Transaction,
+        route: &'a Route,
+        seen: &'a [Seen],
+    ) -> codec::Begin<'a> {
+        let (origin, origin_lsn, lane, via) = match route {
+            Route::Forwarded { origin, via } => (
+                *origin,
+                transaction.origin_lsn,
+                transaction.origin,
+                via.as_slice(),
+            ),
+            _ => (self.node_id, transaction.end_lsn, 0, [].as_slice()),
+        };
+        codec::Begin {
+            xid: transaction.xid,
+            commit_lsn: Lsn(transaction.commit_lsn),
+            end_lsn: Lsn(transaction.end_lsn),
+            commit_ts: PgTimestamp(transaction.commit_ts),
+            origin,
+            origin_lsn: Lsn(origin_lsn),
+            lane,
+            via: List::from(via),
+            seen: List::from(seen),
+        }
+    }
+
+    /// What the subscriber has not been told yet of what this node had seen.
+    fn take_unsent(&mut self) -> Vec<Seen> {
+        self.unsent
             .drain(..)
             .map(|origin| {
                 let (lsn, timestamp) = self.seen.get(&origin).copied().unwrap_or_default();
@@ -371,25 +539,23 @@ impl Session {
                     timestamp: PgTimestamp(timestamp),
                 }
             })
-            .collect();
-        self.encoder.begin(&codec::Begin {
-            xid: transaction.xid,
-            commit_lsn: Lsn(transaction.commit_lsn),
-            end_lsn: Lsn(transaction.end_lsn),
-            commit_ts: PgTimestamp(transaction.commit_ts),
-            origin: self.node_id,
-            origin_lsn: Lsn(transaction.end_lsn),
-            seen: List::from(seen.as_slice()),
-        })
+            .collect()
     }
 
     fn announce(&mut self, table: &mut Published) -> Result<(), EncodeError> {
-        match table.shape {
-            None if table.announced => return Ok(()),
-            Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
-            _ => {}
+        if self.streams.in_chunk() {
+            if !self.streams.announces(table) {
+                return Ok(());
+            }
+        } else {
+            let era = self.streams.era();
+            match table.shape {
+                None if table.announced == era => return Ok(()),
+                Some(shape) if self.shapes.insert(table.id, shape) == Some(shape) => return Ok(()),
+                _ => {}
+            }
+            table.announced = era;
         }
-        table.announced = true;
         let columns: Vec<RelationColumn<'_>> = table
             .columns
             .iter()

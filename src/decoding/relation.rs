@@ -19,8 +19,10 @@ pub(crate) struct Published {
     pub(crate) filter: Option<RowFilter>,
     /// The partitioned tables above it, by oid: what is known here changes with them.
     pub(crate) above: Vec<u32>,
-    /// The subscriber has been told of it in this session.
-    pub(crate) announced: bool,
+    /// Tells this description from any other in the session; 0: it has no number yet.
+    pub(crate) number: u64,
+    /// As of when the subscriber has been told of it in this session, see [`super::streamed::Streams::era`]; 0: never.
+    pub(crate) announced: u64,
     /// It has been said that its updates and deletes cannot be sent.
     pub(crate) warned: bool,
     /// For a table whose name stands for others too: what tells this description from another under the same number.

@@ -6,6 +6,7 @@ pub(crate) mod events;
 pub(crate) mod identity;
 pub(crate) mod leftovers;
 pub(crate) mod seen;
+pub(crate) mod spool;
 pub(crate) mod subscription_names;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

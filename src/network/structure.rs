@@ -131,6 +131,25 @@ const SETTINGS: [&str; 12] = [
     "default_table_access_method",
 ];
 
+/// Recent minor releases keep this beside the options of columns, for their own use. A pg_dump that does not know it
+/// writes it down, and a server that does not know it refuses it.
+const INTERNAL_OPTION: &str = "pg_attver=";
+
+/// The line without that option, if it has it; no line at all if it has nothing else.
+fn without_internal_option(line: &str) -> Option<Option<String>> {
+    if !line.starts_with("ALTER TABLE ") && !line.starts_with("ALTER FOREIGN TABLE ") {
+        return None;
+    }
+    let (head, rest) = line.rsplit_once(" SET (")?;
+    let options = rest.strip_suffix(");")?;
+    let internal = |option: &&str| option.starts_with(INTERNAL_OPTION);
+    if !options.split(", ").any(|option| internal(&option)) {
+        return None;
+    }
+    let kept: Vec<&str> = options.split(", ").filter(|option| !internal(option)).collect();
+    Some((!kept.is_empty()).then(|| format!("{head} SET ({});", kept.join(", "))))
+}
+
 /// The script as part of a transaction: without what only psql understands, without the extension, which is here, and
 /// with settings that end with the transaction. Those of limits in time are left as they are.
 fn within_transaction(script: &str) -> String {
@@ -145,6 +164,9 @@ fn within_transaction(script: &str) -> String {
         }
         if line == "SELECT pg_catalog.set_config('search_path', '', false);" {
             return Some("SELECT pg_catalog.set_config('search_path', '', true);".to_owned());
+        }
+        if let Some(line) = without_internal_option(line) {
+            return line;
         }
         let setting = line.strip_prefix("SET ").and_then(|rest| {
             SETTINGS
@@ -163,6 +185,18 @@ fn within_transaction(script: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::within_transaction;
+
+    #[test]
+    fn what_only_the_providers_release_knows_is_left_out() {
+        let script = "ALTER TABLE ONLY public.a ALTER COLUMN b SET (pg_attver=23);\n\
+                      ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5, pg_attver=23);\n\
+                      ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);";
+        assert_eq!(
+            within_transaction(script),
+            "ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5);\n\
+             ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);"
+        );
+    }
 
     #[test]
     fn a_script_becomes_part_of_a_transaction() {

@@ -6,6 +6,8 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::apply::ApplyError;
+use super::apply::acting::Operation;
 use super::apply::target::Target;
 use super::error::Report;
 use super::version;
@@ -99,13 +101,34 @@ unsafe extern "C-unwind" fn note_context(_argument: *mut core::ffi::c_void) {
     CONTEXT.set(line.filter(|line| !line.is_empty()));
 }
 
-/// Copies what the connection brings (its COPY has been started) into the table's columns, in the current transaction;
-/// returns the number of rows.
+/// Copies what the connection brings (its COPY has been started) into the target's columns, as its owner, in the current
+/// transaction; returns the number of rows.
 ///
 /// # Errors
-/// PostgreSQL's own, as panics: a value that does not convert, a constraint, a lost connection.
+/// What the acting user may not do; PostgreSQL's own, as panics: a value that does not convert, a constraint, a lost
+/// connection.
 pub(crate) fn into(
     target: &Target,
+    format: Format,
+    connection: &mut Connection,
+    arrived: &mut dyn FnMut(usize),
+) -> Result<u64, ApplyError> {
+    target.check(Operation::Insert)?;
+    let columns: Vec<usize> = target.columns.iter().map(|column| column.index).collect();
+    // The table's own code runs as its owner.
+    let acting = target.act();
+    let rows = into_columns(target.oid, &columns, format, connection, arrived);
+    acting.end();
+    Ok(rows)
+}
+
+/// The same into these columns (from 0) of any table, as the worker itself.
+///
+/// # Errors
+/// PostgreSQL's own, as panics.
+pub(crate) fn into_columns(
+    table: pg_sys::Oid,
+    columns: &[usize],
     format: Format,
     connection: &mut Connection,
     arrived: &mut dyn FnMut(usize),
@@ -120,7 +143,7 @@ pub(crate) fn into(
     // SAFETY: in a transaction; the lists and nodes live in its memory. The relation is closed with its lock kept until
     // the end of the transaction, after the copy that uses it.
     let rows = unsafe {
-        let relation = pg_sys::table_open(target.oid, pg_sys::RowExclusiveLock as i32);
+        let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32);
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let state = pg_sys::make_parsestate(core::ptr::null_mut());
         pg_sys::addRangeTableEntryForRelation(
@@ -131,12 +154,12 @@ pub(crate) fn into(
             false,
             false,
         );
-        let mut columns = core::ptr::null_mut();
-        for column in &target.columns {
+        let mut names = core::ptr::null_mut();
+        for column in columns {
             // The name as this database has it, in its own encoding.
-            let attribute = version::attribute((*relation).rd_att, column.index);
+            let attribute = version::attribute((*relation).rd_att, *column);
             let name = pg_sys::pstrdup(attribute.attname.data.as_ptr());
-            columns = pg_sys::lappend(columns, pg_sys::makeString(name).cast());
+            names = pg_sys::lappend(names, pg_sys::makeString(name).cast());
         }
         let options = [
             ("format", format.as_str().to_owned()),
@@ -155,7 +178,7 @@ pub(crate) fn into(
             core::ptr::null(),
             false,
             Some(read),
-            columns,
+            names,
             list,
         );
         let noted = ContextNoted::new();

@@ -20,8 +20,8 @@ use crate::sql_api::arguments::required;
 use crate::sql_api::replication_set_tables::{self as set_tables, NewMember};
 use crate::sql_api::subscriptions::NewSubscription;
 use crate::sql_api::{
-    doctor as doctor_api, events, exchange, nodes, replication_sets, subscription_changes, subscriptions,
-    sync_event as sync_event_api, synchronization,
+    doctor as doctor_api, events, exchange, nodes, replication_sets, sequences, slot_confirm,
+    subscription_changes, subscription_options, subscriptions, sync_event as sync_event_api, synchronization,
 };
 
 /// An interval's length; a negative one is none.
@@ -223,6 +223,25 @@ fn repset_remove_table(set_name: Option<Name>, relation: Option<Oid>) -> bool {
 }
 
 #[pg_extern(sql = false)]
+fn repset_add_seq(set_name: Option<Name>, relation: Option<Oid>, synchronize_data: Option<bool>) -> bool {
+    answer(sequences::repset_add_seq(
+        text(set_name),
+        relation,
+        synchronize_data,
+    ))
+}
+
+#[pg_extern(sql = false)]
+fn repset_remove_seq(set_name: Option<Name>, relation: Option<Oid>) -> bool {
+    answer(sequences::repset_remove_seq(text(set_name), relation))
+}
+
+#[pg_extern(sql = false)]
+fn sync_seq(relation: Option<Oid>) -> bool {
+    answer(sequences::sync_seq(relation))
+}
+
+#[pg_extern(sql = false)]
 fn repset_check_table(set_id: Option<i32>, relation: Option<Oid>) {
     answer(set_tables::repset_check_table(set_id, relation))
 }
@@ -269,10 +288,15 @@ fn sub_disable(subscription_name: Option<Name>) -> bool {
 }
 
 #[pg_extern(sql = false)]
-fn sub_add_repset(subscription_name: Option<Name>, replication_set: Option<Name>) -> bool {
+fn sub_add_repset(
+    subscription_name: Option<Name>,
+    replication_set: Option<Name>,
+    synchronize_data: Option<bool>,
+) -> bool {
     answer(subscription_changes::sub_add_repset(
         text(subscription_name),
         text(replication_set),
+        synchronize_data,
     ))
 }
 
@@ -285,8 +309,33 @@ fn sub_remove_repset(subscription_name: Option<Name>, replication_set: Option<Na
 }
 
 #[pg_extern(sql = false)]
+fn sub_alter_options(subscription_name: Option<Name>, options: Option<JsonB>) -> bool {
+    answer(subscription_options::sub_alter_options(
+        text(subscription_name),
+        options.map(|JsonB(value)| value),
+    ))
+}
+
+#[pg_extern(sql = false)]
+fn sub_skip_lsn(subscription_name: Option<Name>, lsn: Option<i64>) -> bool {
+    answer(subscription_changes::sub_skip_lsn(
+        text(subscription_name),
+        lsn.map(i64::cast_unsigned),
+    ))
+}
+
+#[pg_extern(sql = false)]
 fn sync_event() -> i64 {
     answer(sync_event_api::sync_event())
+}
+
+#[pg_extern(sql = false)]
+fn wait_slot_confirm_lsn(slot_name: Option<Name>, target: Option<i64>, timeout: Option<Interval>) -> bool {
+    answer(slot_confirm::wait_slot_confirm_lsn(
+        text(slot_name),
+        target.map(i64::cast_unsigned),
+        timeout.map(duration),
+    ))
 }
 
 #[pg_extern(sql = false)]

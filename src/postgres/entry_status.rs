@@ -69,6 +69,11 @@ fn subscription_states() -> TableIterator<
         name!(workers, i32),
         name!(current_action, Option<String>),
         name!(last_error, Option<String>),
+        name!(receiver_pid, Option<i32>),
+        name!(applier_pid, Option<i32>),
+        name!(spool_transactions, i64),
+        name!(spool_memory_bytes, i64),
+        name!(spool_disk_bytes, i64),
     ),
 > {
     TableIterator::new(status::subscriptions().into_iter().map(|row| {
@@ -81,6 +86,7 @@ fn subscription_states() -> TableIterator<
             skipped,
             retries,
         ] = row.counts;
+        let [spool_transactions, spool_memory, spool_disk] = row.spool;
         (
             row.id,
             row.status.to_owned(),
@@ -98,6 +104,11 @@ fn subscription_states() -> TableIterator<
             row.workers,
             row.action,
             row.last_error,
+            row.receiver_pid,
+            row.applier_pid,
+            spool_transactions,
+            spool_memory,
+            spool_disk,
         )
     }))
 }

@@ -4,13 +4,14 @@
 //! using it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 thread_local! {
     // A backend is single-threaded, and nothing that holds one of these reads a catalog.
-    static NOTED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    static NOTED: RefCell<HashSet<pg_sys::Oid>> = RefCell::new(HashSet::new());
     static ALL: Cell<bool> = const { Cell::new(false) };
     static GENERATION: Cell<u64> = const { Cell::new(0) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -23,7 +24,7 @@ const LIMIT: usize = 10_000;
 pub(crate) enum Invalidated {
     Nothing,
     All,
-    Relations(Vec<pg_sys::Oid>),
+    Relations(HashSet<pg_sys::Oid>),
 }
 
 /// Starts noting in this process.
@@ -32,12 +33,19 @@ pub(crate) fn register() {
         // SAFETY: registered once, since callbacks cannot be taken back; they need no argument.
         unsafe {
             pg_sys::CacheRegisterRelcacheCallback(Some(noted), pg_sys::Datum::from(0));
-            // A renamed schema renames its tables without touching them.
-            pg_sys::CacheRegisterSyscacheCallback(
-                pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
-                Some(schema_changed),
-                pg_sys::Datum::from(0),
-            );
+            // A renamed schema renames its tables without touching them; what a role is and what it is a member of
+            // decides what may be done with tables.
+            for cache in [
+                pg_sys::SysCacheIdentifier::NAMESPACEOID,
+                pg_sys::SysCacheIdentifier::AUTHOID,
+                pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM,
+            ] {
+                pg_sys::CacheRegisterSyscacheCallback(
+                    cache as i32,
+                    Some(all_changed),
+                    pg_sys::Datum::from(0),
+                );
+            }
         }
     }
 }
@@ -66,16 +74,17 @@ unsafe extern "C-unwind" fn noted(_argument: pg_sys::Datum, relation: pg_sys::Oi
         if relation == pg_sys::InvalidOid || noted.len() >= LIMIT {
             ALL.set(true);
         } else {
-            noted.push(relation);
+            noted.insert(relation);
         }
     });
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn schema_changed(
+unsafe extern "C-unwind" fn all_changed(
     _argument: pg_sys::Datum,
     _cache: core::ffi::c_int,
     _hash: pg_sys::uint32,
 ) {
+    GENERATION.set(GENERATION.get() + 1);
     ALL.set(true);
 }

@@ -8,6 +8,7 @@ pub(crate) mod drop_guard;
 mod entry;
 mod entry_status;
 pub(crate) mod error;
+pub(crate) mod file_slot;
 mod init;
 pub(crate) mod invalidation;
 pub(crate) mod latch;
@@ -20,6 +21,8 @@ pub(crate) mod queue;
 pub(crate) mod row_filter;
 pub(crate) mod server;
 pub(crate) mod shmem;
+pub(crate) mod slot;
+pub(crate) mod two_phase;
 pub(crate) mod values;
 pub(crate) mod version;
 pub(crate) mod walreceiver;
@@ -32,6 +35,14 @@ use pgrx::pg_sys;
 pub(crate) fn now() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// A time (TimestampTz) for people, in the log's time zone.
+pub(crate) fn time_text(time: i64) -> String {
+    // SAFETY: returns a static buffer with a zero-terminated text, copied at once.
+    unsafe { core::ffi::CStr::from_ptr(pg_sys::timestamptz_to_str(time)) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// How long a provider may be silent; None for any time.

@@ -3,6 +3,9 @@
 //! Logical decoding calls these in the walsender, in WAL order, a transaction at a time. They only move data between
 //! PostgreSQL's structures and [`crate::decoding::Session`], which decides what is sent.
 
+mod prepared;
+mod streamed;
+
 use std::collections::{HashMap, HashSet};
 
 use pgrx::pg_sys;
@@ -14,7 +17,7 @@ use super::error::Report;
 use super::invalidation::{self, Invalidated};
 use super::origin::Origin;
 use super::row_filter::{self, RowFilter, Verdict};
-use super::{publication, values, version};
+use super::{publication, values, version, worker};
 use crate::decoding::relation::Published;
 use crate::decoding::{Change, ColumnForm, Session, Transaction};
 
@@ -44,6 +47,8 @@ pub unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut pg_sys::O
     callbacks.commit_cb = Some(commit);
     callbacks.message_cb = Some(message);
     callbacks.filter_by_origin_cb = Some(filter_by_origin);
+    streamed::register(callbacks);
+    prepared::register(callbacks);
 }
 
 /// # Safety
@@ -63,6 +68,8 @@ unsafe extern "C-unwind" fn startup(
     unsafe {
         (*options).output_type = pg_sys::OutputPluginOutputType::OUTPUT_PLUGIN_BINARY_OUTPUT;
         if is_init {
+            (*ctx).streaming = false;
+            (*ctx).twophase = false;
             return;
         }
         let pairs = option_pairs((*ctx).output_plugin_options);
@@ -70,6 +77,13 @@ unsafe extern "C-unwind" fn startup(
             Ok(session) => session,
             Err(refusal) => refusal.raise(),
         };
+        // The callbacks are there; whether they are called is for the subscriber to say.
+        (*ctx).streaming &= session.streaming();
+        prepared::agree(ctx, session.two_phase());
+        // Whatever the role's, the database's and the server's own are.
+        for (name, value) in values::CANONICAL {
+            worker::set(name, value);
+        }
         invalidation::register();
         let scratch = pg_sys::AllocSetContextCreateInternal(
             (*ctx).context,
@@ -101,13 +115,27 @@ unsafe extern "C-unwind" fn begin(
     // SAFETY: a live context and transaction; origins are looked up under the historic snapshot that is set up here.
     unsafe {
         let plugin = plugin(ctx);
+        send_waiting(ctx, plugin);
         plugin.session.learn_origins(|origin| Origin(origin).name());
-        plugin.session.begin(Transaction {
+        plugin
+            .session
+            .begin(transaction(txn), |origin| Origin(origin).name());
+    }
+}
+
+/// # Safety
+/// `txn` is a transaction whose commit is being replayed, or which has been prepared.
+unsafe fn transaction(txn: *mut pg_sys::ReorderBufferTXN) -> Transaction {
+    // SAFETY: the caller's promise.
+    unsafe {
+        Transaction {
             xid: (*txn).xid.into(),
             commit_lsn: (*txn).final_lsn,
             end_lsn: (*txn).end_lsn,
             commit_ts: version::commit_time(txn),
-        });
+            origin: (*txn).origin_id,
+            origin_lsn: (*txn).origin_lsn,
+        }
     }
 }
 
@@ -122,6 +150,10 @@ unsafe extern "C-unwind" fn change(
     // SAFETY: a live context, an open relation, a change of it; memory is the plugin's own scratch context.
     unsafe {
         let plugin = plugin(ctx);
+        if !plugin.session.wants_transaction() {
+            plugin.passed_over(ctx);
+            return;
+        }
         plugin.forget_invalidated();
         let oid = (*relation).rd_id;
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
@@ -192,11 +224,10 @@ unsafe extern "C-unwind" fn change(
         if plugin.session.frame_is_full() {
             send(ctx, &mut plugin.session, false);
         }
-        plugin.silent = if sent { 0 } else { plugin.silent + 1 };
-        if plugin.silent >= 100 {
-            // A long transaction of which nothing is sent must not let the other side time out.
+        if sent {
             plugin.silent = 0;
-            pg_sys::OutputPluginUpdateProgress(ctx, false);
+        } else {
+            plugin.passed_over(ctx);
         }
     }
 }
@@ -212,11 +243,14 @@ unsafe extern "C-unwind" fn truncate(
     // SAFETY: a live context, `count` open relations, a truncate change.
     unsafe {
         let plugin = plugin(ctx);
+        if !plugin.session.wants_transaction() {
+            return;
+        }
         plugin.forget_invalidated();
         let previous = pg_sys::MemoryContextSwitchTo(plugin.scratch);
         let relations: Vec<pg_sys::Relation> =
             (0..count as usize).map(|index| *relations.add(index)).collect();
-        let oids: Vec<u32> = relations
+        let oids: HashSet<u32> = relations
             .iter()
             .map(|relation| (**relation).rd_id.to_u32())
             .collect();
@@ -240,14 +274,19 @@ unsafe extern "C-unwind" fn truncate(
 #[pg_guard]
 unsafe extern "C-unwind" fn commit(
     ctx: *mut pg_sys::LogicalDecodingContext,
-    _txn: *mut pg_sys::ReorderBufferTXN,
+    txn: *mut pg_sys::ReorderBufferTXN,
     _commit_lsn: pg_sys::XLogRecPtr,
 ) {
-    // SAFETY: a live context in which a write is allowed.
+    // SAFETY: a live context in which a write is allowed; the entry of this walsender, if it is one.
     unsafe {
         let plugin = plugin(ctx);
-        if written(plugin.session.commit()) {
-            pg_sys::OutputPluginUpdateProgress(ctx, false);
+        let committed = written(plugin.session.commit());
+        let synchronous = pg_sys::MyWalSnd
+            .as_ref()
+            .is_some_and(|sender| sender.sync_standby_priority > 0);
+        let told = written(plugin.session.tell_synchronous(synchronous, (*txn).end_lsn));
+        if committed || told {
+            pg_sys::OutputPluginUpdateProgress(ctx, !committed);
             send(ctx, &mut plugin.session, true);
         } else {
             pg_sys::OutputPluginUpdateProgress(ctx, true);
@@ -268,6 +307,12 @@ unsafe extern "C-unwind" fn message(
     // SAFETY: a live context; the prefix is nul-terminated, the content has `size` bytes.
     unsafe {
         let plugin = plugin(ctx);
+        if transactional && !plugin.session.wants_transaction() {
+            return;
+        }
+        if txn.is_null() {
+            send_waiting(ctx, plugin);
+        }
         let prefix = core::ffi::CStr::from_ptr(prefix).to_string_lossy();
         let content = if size == 0 {
             &[]
@@ -291,9 +336,13 @@ unsafe extern "C-unwind" fn filter_by_origin(
             return false;
         }
         // Slots are made with a context that has no session yet.
-        if !(*ctx).output_plugin_private.is_null()
-            && let Some(position) = applied_origin_position((*ctx).reader)
-        {
+        if (*ctx).output_plugin_private.is_null() {
+            return true;
+        }
+        if !plugin(ctx).session.withholds(origin) {
+            return false;
+        }
+        if let Some(position) = applied_origin_position((*ctx).reader) {
             plugin(ctx).session.saw(origin, position);
         }
         true
@@ -330,6 +379,19 @@ unsafe fn applied_origin_position(reader: *mut pg_sys::XLogReaderState) -> Optio
 const RM_XACT_ID: u32 = 1;
 
 impl Plugin {
+    /// A change of which nothing is sent. A long transaction of such must not let the other side time out.
+    ///
+    /// # Safety
+    /// In a callback of `ctx` that may write.
+    unsafe fn passed_over(&mut self, ctx: *mut pg_sys::LogicalDecodingContext) {
+        self.silent += 1;
+        if self.silent >= 100 {
+            self.silent = 0;
+            // SAFETY: the caller's promise.
+            unsafe { pg_sys::OutputPluginUpdateProgress(ctx, false) };
+        }
+    }
+
     /// Drops what the relation cache said has changed, so that it is described and announced again.
     fn forget_invalidated(&mut self) {
         match invalidation::take() {
@@ -379,6 +441,17 @@ unsafe fn send(ctx: *mut pg_sys::LogicalDecodingContext, session: &mut Session, 
         pg_sys::OutputPluginWrite(ctx, last);
     }
     session.frame_sent();
+}
+
+/// Sends what has waited for company (see [`Session::stream_abort`]), so that the frame that follows holds nothing else.
+///
+/// # Safety
+/// As [`send`].
+unsafe fn send_waiting(ctx: *mut pg_sys::LogicalDecodingContext, plugin: &mut Plugin) {
+    if plugin.session.has_frame() {
+        // SAFETY: the caller's promise.
+        unsafe { send(ctx, &mut plugin.session, false) };
+    }
 }
 
 /// What a change becomes by its table's row filter; None: it is not sent.

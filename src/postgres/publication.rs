@@ -15,7 +15,7 @@ use crate::decoding::{ColumnForm, Session};
 
 // Exported by the server and not bound by pgrx.
 unsafe extern "C-unwind" {
-    fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+    pub(super) fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
 /// What the changes of a table need.
@@ -197,7 +197,8 @@ unsafe fn published(
             membership,
             filter: RowFilter::prepare(relation, filters(entries)),
             above: found.above.iter().map(|oid| oid.to_u32()).collect(),
-            announced: false,
+            announced: 0,
+            number: 0,
             warned: false,
             shape: None,
         };

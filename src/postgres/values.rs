@@ -5,6 +5,8 @@
 //! and architectures understand. Other built-in types go in their binary send form between servers of one major
 //! version, everything else as text.
 
+use std::ffi::CStr;
+
 use pg_ha_replication::codec::Encoder;
 use pgrx::pg_sys;
 
@@ -184,6 +186,22 @@ pub(crate) unsafe fn complete_from(
     }
 }
 
+/// Settings under which a value as text means the same to whoever writes and whoever reads it.
+pub(crate) const CANONICAL: [(&CStr, &CStr); 10] = [
+    (c"datestyle", c"ISO"),
+    (c"intervalstyle", c"postgres"),
+    (c"timezone", c"GMT"),
+    (c"extra_float_digits", c"3"),
+    (c"bytea_output", c"hex"),
+    // Money is a number of the smallest units; how many there are in a unit depends on this.
+    (c"lc_monetary", c"C"),
+    (c"xmloption", c"content"),
+    (c"array_nulls", c"on"),
+    (c"quote_all_identifiers", c"off"),
+    // Names of objects come qualified.
+    (c"search_path", c""),
+];
+
 /// Text of the server's encoding in the session's.
 ///
 /// # Safety
@@ -200,7 +218,24 @@ pub(crate) unsafe fn to_client(bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// An identifier of the server in UTF-8.
+/// Text in the server's encoding.
+pub(crate) fn to_server(text: &str) -> Vec<u8> {
+    // SAFETY: the conversion returns its input, or nul-terminated memory of the current context, copied at once.
+    unsafe {
+        let converted = pg_sys::pg_any_to_server(
+            text.as_ptr().cast(),
+            text.len() as i32,
+            pg_sys::pg_enc::PG_UTF8 as i32,
+        );
+        if converted.cast_const().cast() == text.as_ptr() {
+            text.as_bytes().to_vec()
+        } else {
+            CStr::from_ptr(converted).to_bytes().to_vec()
+        }
+    }
+}
+
+/// Text of the server (an identifier, say) in UTF-8.
 ///
 /// # Safety
 /// `name` is nul-terminated text in the server's encoding.
@@ -216,9 +251,13 @@ pub(crate) unsafe fn identifier(name: *const core::ffi::c_char) -> String {
 }
 
 /// Whether values of the type may travel in PostgreSQL's binary form: a built-in type (only those have the same number
-/// everywhere, and binary forms name types by number) with functions both ways. In a transaction.
+/// everywhere, and binary forms name types by number; what initdb makes by SQL has not) with functions both ways. In a
+/// transaction.
 pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
-    if type_oid.to_u32() >= pg_sys::FirstNormalObjectId || names_objects(type_oid) {
+    if type_oid.to_u32() >= pg_sys::FirstGenbkiObjectId
+        || names_objects(type_oid)
+        || reads_back_less(type_oid)
+    {
         return false;
     }
     // SAFETY: a catalog look-up, released again.
@@ -235,6 +274,14 @@ pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
         pg_sys::ReleaseSysCache(tuple);
         both
     }
+}
+
+/// Types whose receive function refuses some of what their send function gives: vectors without members.
+fn reads_back_less(type_oid: pg_sys::Oid) -> bool {
+    matches!(
+        type_oid,
+        pg_sys::INT2VECTOROID | pg_sys::OIDVECTOROID | pg_sys::INT2VECTORARRAYOID | pg_sys::OIDVECTORARRAYOID
+    )
 }
 
 /// Types whose values are numbers of objects, which differ from server to server; as text they are names.

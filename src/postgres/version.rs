@@ -207,7 +207,10 @@ pub(crate) unsafe fn primary_key_index(relation: pg_sys::Relation) -> pg_sys::Oi
     }
 }
 
-/// Truncates open relations (ExecuteTruncateGuts).
+/// Whether [`truncate`] can run triggers as the tables' owners by itself.
+pub(crate) const TRUNCATES_AS_OWNER: bool = cfg!(not(feature = "pg15"));
+
+/// Truncates open relations (ExecuteTruncateGuts); `as_owner`: their triggers run as their owners, from 16 on.
 ///
 /// # Safety
 /// Matching lists of open relations and their oids, in a transaction.
@@ -217,16 +220,18 @@ pub(crate) unsafe fn truncate(
     logged: *mut pg_sys::List,
     behavior: pg_sys::DropBehavior::Type,
     restart_sequences: bool,
+    as_owner: bool,
 ) {
     #[cfg(feature = "pg15")]
     // SAFETY: the caller's promise.
     unsafe {
+        let _ = as_owner;
         pg_sys::ExecuteTruncateGuts(relations, oids, logged, behavior, restart_sequences);
     }
     #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
-    // SAFETY: the caller's promise; not run as the table's owner.
+    // SAFETY: the caller's promise.
     unsafe {
-        pg_sys::ExecuteTruncateGuts(relations, oids, logged, behavior, restart_sequences, false);
+        pg_sys::ExecuteTruncateGuts(relations, oids, logged, behavior, restart_sequences, as_owner);
     }
 }
 
@@ -388,5 +393,60 @@ pub(crate) unsafe fn exit_process(code: i32) -> ! {
     unsafe {
         pg_sys::proc_exit(code);
         unreachable!("proc_exit never returns")
+    }
+}
+
+/// Takes a replication slot that nobody reads from; raises when somebody does.
+///
+/// # Safety
+/// The name is nul-terminated; this process holds no slot.
+pub(crate) unsafe fn slot_acquire(name: *const core::ffi::c_char) {
+    #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name, true);
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's promise; an invalid slot is no error here.
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name, true, false);
+    }
+}
+
+/// Marks a slot as one whose WAL was removed.
+///
+/// # Safety
+/// This process holds the slot.
+pub(crate) unsafe fn mark_slot_lost(slot: *mut pg_sys::ReplicationSlot) {
+    // SAFETY: the caller's promise.
+    let data = unsafe { &mut (*slot).data };
+    #[cfg(feature = "pg15")]
+    {
+        data.invalidated_at = data.restart_lsn;
+    }
+    #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+    {
+        data.invalidated = pg_sys::ReplicationSlotInvalidationCause::RS_INVAL_WAL_REMOVED;
+    }
+    data.restart_lsn = 0;
+}
+
+/// Whether the server notes with a deferred trigger as whom it is to be fired.
+pub(crate) const NOTES_WHO_DEFERS: bool = cfg!(feature = "pg18");
+
+/// Whether a role could take on another by SET ROLE.
+///
+/// # Safety
+/// In a transaction; both roles exist.
+pub(crate) unsafe fn can_set_role(member: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::is_member_of_role(member, role)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::member_can_set_role(member, role)
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 use std::rc::Rc;
 use std::time::Duration;
 
+use pg_ha_model::conninfo::Conninfo;
 use pgrx::{FromDatum, pg_sys};
 
 use super::version;
@@ -56,6 +57,29 @@ struct Link {
     connection: *mut pg_sys::WalReceiverConn,
 }
 
+/// The connection string with what makes the operating system notice that the other side is gone, within about
+/// wal_receiver_timeout. A stream notices by itself; but while rows are copied the provider may be silent for as long
+/// as it reads, and nothing but its system tells a provider that works from one that cannot be reached. What the string
+/// says about these options itself counts.
+fn watched(dsn: &str) -> String {
+    let (Some(limit), Ok(mut parameters)) = (super::wal_receiver_timeout(), Conninfo::parse(dsn)) else {
+        return dsn.to_owned();
+    };
+    let seconds = limit.as_secs();
+    let options = [
+        ("keepalives_idle", (seconds / 2).max(1)),
+        ("keepalives_interval", (seconds / 6).max(1)),
+        ("keepalives_count", 3),
+        ("tcp_user_timeout", u64::try_from(limit.as_millis()).unwrap_or(0)),
+    ];
+    for (keyword, value) in options {
+        if parameters.set_default(keyword, &value.to_string()).is_err() {
+            return dsn.to_owned();
+        }
+    }
+    parameters.to_conninfo()
+}
+
 impl Connection {
     /// Connects. Waits as long as the network does, interruptibly: only for workers that serve one provider.
     pub(crate) fn open(dsn: &str, application_name: &str) -> Result<Connection, StreamError> {
@@ -64,7 +88,7 @@ impl Connection {
             CString::new(text)
                 .map_err(|_| StreamError::Connect("the connection string holds a zero byte".to_owned()))
         };
-        let (dsn, name) = (text(dsn)?, text(application_name)?);
+        let (dsn, name) = (text(&watched(dsn))?, text(application_name)?);
         let mut error = core::ptr::null_mut();
         // SAFETY: the library is loaded; both strings are nul-terminated and live through the call.
         let connection =

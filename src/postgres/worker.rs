@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::pg_sys;
@@ -261,10 +261,46 @@ pub(crate) fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Writes the statistics that have gathered, if it is time to.
-pub(crate) fn report_statistics() {
-    // SAFETY: outside a transaction.
-    unsafe {
-        pg_sys::pgstat_report_stat(false);
+/// Runs work with another value of a setting of this process.
+pub(crate) fn with_setting<R>(name: &CStr, value: &CStr, work: impl FnOnce() -> R) -> R {
+    // SAFETY: the value is copied before anything can change it.
+    let before = unsafe {
+        let before = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        (!before.is_null()).then(|| CStr::from_ptr(before).to_owned())
+    };
+    set(name, value);
+    let result = work();
+    if let Some(before) = before {
+        set(name, &before);
+    }
+    result
+}
+
+/// What this process counts for pg_stat_user_tables and the like.
+pub(crate) struct Statistics {
+    written: Instant,
+}
+
+impl Statistics {
+    /// As rarely as ordinary sessions write theirs.
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new() -> Statistics {
+        Statistics {
+            written: Instant::now(),
+        }
+    }
+
+    /// Writes what has gathered, if it is time to; otherwise returns how long it may wait. To be called outside a
+    /// transaction, also where nothing happens any more: the server's own clock for this is the end of the last
+    /// transaction, which stands still in an idle process.
+    pub(crate) fn write(&mut self) -> Option<Duration> {
+        let left = Self::PAUSE.saturating_sub(self.written.elapsed());
+        // SAFETY: outside a transaction. What comes back is 0 if nothing is left to write.
+        let rest = unsafe { pg_sys::pgstat_report_stat(left.is_zero()) };
+        if left.is_zero() {
+            self.written = Instant::now();
+        }
+        (rest > 0).then(|| left.max(Duration::from_millis(1)))
     }
 }

@@ -4,12 +4,14 @@
 //! time, and is at some other position when the copy is done. So the copier catches up: it streams and applies the
 //! changes of its table alone, from S to where the applier is, and for the last stretch the applier waits:
 //!
-//! - `Starting`, `Copying`, `CatchingUp`: the applier takes no notice.
+//! - `Starting`, `Copying`, `Indexing`, `CatchingUp`: the applier takes no notice.
 //! - `Waiting`: the copier is about as far as the applier and asks it to stop between two transactions. The applier
 //!   writes its position to `target`, sets `Handing` and waits.
 //! - `Handing`: the copier applies what is left up to `target` and commits everything, with the position that it
 //!   reached. Then it gives its place back, the applier looks at the catalog and goes on: changes of the table up to
 //!   that position are the copier's, later ones its own.
+//!
+//! A copier that brings several small tables together does this once for all of them, in the place of the first.
 //!
 //! An applier that starts finds a copier in `Handing` and waits too, so that nobody passes a copier's final position
 //! before it is committed. When the copier ends without a commit, the table stays closed and is copied anew.
@@ -24,15 +26,17 @@ use crate::postgres;
 pub(crate) enum Phase {
     Starting,
     Copying,
+    Indexing,
     CatchingUp,
     Waiting,
     Handing,
 }
 
 impl Phase {
-    const ALL: [Phase; 5] = [
+    const ALL: [Phase; 6] = [
         Phase::Starting,
         Phase::Copying,
+        Phase::Indexing,
         Phase::CatchingUp,
         Phase::Waiting,
         Phase::Handing,
@@ -43,6 +47,7 @@ impl Phase {
         match self {
             Phase::Starting => "starting",
             Phase::Copying => "copying",
+            Phase::Indexing => "indexing",
             Phase::CatchingUp | Phase::Waiting | Phase::Handing => "catchup",
         }
     }
@@ -68,12 +73,25 @@ pub(crate) fn find(subscription_id: i32, table_id: i32) -> Option<&'static Runni
     all().find(|copy| copy.key.load(Acquire) == key)
 }
 
-/// Takes a place; None when all are taken. Only the supervisor does.
-pub(crate) fn claim(subscription_id: i32, table_id: i32) -> Option<usize> {
+/// The places of one process's tables, that for which it was started first.
+pub(crate) fn led_by(index: usize) -> Vec<&'static RunningCopy> {
+    let leader = super::area().and_then(|area| area.copies.get(index));
+    let others = all().filter(|copy| {
+        copy.leader.load(Acquire) == index as u32 + 1
+            && leader.is_some_and(|leader| leader.subscription_id() == copy.subscription_id())
+    });
+    leader.into_iter().chain(others).collect()
+}
+
+/// Takes a place; None when all are taken. `leader`: the place of the table whose process brings this one too. Only
+/// the supervisor does.
+pub(crate) fn claim(subscription_id: i32, table_id: i32, leader: Option<usize>) -> Option<usize> {
     let places = &super::area()?.copies;
     let index = places.iter().position(|copy| copy.key.load(Acquire) == 0)?;
     let copy = &places[index];
     copy.pid.store(0, Relaxed);
+    copy.leader
+        .store(leader.map_or(0, |place| place as u32 + 1), Relaxed);
     copy.target.store(0, Relaxed);
     copy.rows.store(0, Relaxed);
     copy.bytes.store(0, Relaxed);
@@ -109,9 +127,15 @@ impl RunningCopy {
             .is_ok()
     }
 
+    /// Whether a process was started for this table, rather than for another one that it comes with.
+    pub(crate) fn leads(&self) -> bool {
+        self.leader.load(Acquire) == 0
+    }
+
     /// Gives the place back.
     pub(crate) fn release(&self) {
         self.pid.store(0, Release);
+        self.leader.store(0, Release);
         self.key.store(0, Release);
     }
 }

@@ -12,8 +12,8 @@ pub(crate) const MAX_NODES: usize = 1023;
 /// Most (subscription, table) pairs with counters of their own; changes to further tables are still applied and are
 /// counted in the subscription's totals.
 pub(crate) const MAX_TABLES: usize = 8192;
-/// Most tables copied at once, over all subscriptions; `ha.sync_workers` limits them per subscription.
-pub(crate) const MAX_COPIES: usize = 256;
+/// Most tables copied at once, over all subscriptions; `ha.sync_workers` limits the processes per subscription.
+pub(crate) const MAX_COPIES: usize = 1024;
 
 #[repr(C)]
 pub(crate) struct Area {
@@ -77,6 +77,8 @@ pub(crate) struct Subscription {
     /// The catalog generation (`Area::catalog_generation`) as of which the running applier knows which tables are
     /// being copied; 0 before it has looked.
     pub(crate) gates_generation: AtomicU64,
+    /// 1 while the provider's commits wait for this subscription.
+    pub(crate) synchronous: AtomicU32,
     /// 1 when a copier waits for the applier to say how far it is.
     pub(crate) handover: AtomicU32,
     /// Newest position of the provider heard of.
@@ -97,6 +99,10 @@ pub(crate) struct Subscription {
     pub(crate) conflicts: AtomicU64,
     pub(crate) skipped: AtomicU64,
     pub(crate) retries: AtomicU64,
+    /// What the applier keeps of transactions in progress: bytes in memory, bytes on disk, and how many they are.
+    pub(crate) spool_memory: AtomicU64,
+    pub(crate) spool_disk: AtomicU64,
+    pub(crate) spool_transactions: AtomicU64,
     pub(crate) text: Guarded<SubscriptionText>,
 }
 
@@ -121,12 +127,16 @@ pub(crate) struct TableCounters {
     pub(crate) conflicts: AtomicU64,
 }
 
-/// One running copy of a table: the supervisor takes the place, the copier gives it back when it ends.
+/// One running copy of a table: the supervisor takes the place, the copier gives it back when it ends. One process may
+/// bring several small tables together; they then have a place each.
 #[repr(C)]
 pub(crate) struct RunningCopy {
     /// Subscription id in the upper, table id (`ha.subscription_tables`) in the lower half; 0 = a free place.
     pub(crate) key: AtomicU64,
     pub(crate) pid: AtomicI32,
+    /// 0 where the process was started for this table; else the place, counted from 1, of the table that it was started
+    /// for and with which it brings this one.
+    pub(crate) leader: AtomicU32,
     /// [`super::copies::Phase`] as a number.
     pub(crate) phase: AtomicU32,
     /// In the phase catchup: the position of the applier, which waits there; the copier has to reach it.

@@ -91,6 +91,7 @@ impl Subscription {
         self.wanted.store(0, Relaxed);
         self.gates_generation.store(0, Relaxed);
         self.handover.store(0, Relaxed);
+        self.synchronous.store(0, Relaxed);
         self.failed_in_applier.store(0, Relaxed);
         for position in [
             &self.provider_lsn,
@@ -108,6 +109,9 @@ impl Subscription {
             &self.conflicts,
             &self.skipped,
             &self.retries,
+            &self.spool_memory,
+            &self.spool_disk,
+            &self.spool_transactions,
         ] {
             count.store(0, Relaxed);
         }

@@ -68,6 +68,11 @@ pub(crate) fn server_checks(load: Load) -> Vec<Check> {
     checks
 }
 
+/// What a subscription with the option two_phase needs.
+pub(crate) fn can_prepare() -> Check {
+    Settings(&server::setting).at_least("max_prepared_transactions", 1)
+}
+
 /// The checks on what a server needs to be subscribed to: this one, or a provider at the other end of a connection.
 pub(crate) fn provider_checks(settings: &Settings<'_>, slots: usize, senders: usize) -> Vec<Check> {
     let mut checks = vec![

@@ -25,6 +25,9 @@ pub(crate) fn doctor() -> Answer<Vec<Check>> {
         subscriptions: subscriptions.len(),
         subscribers: nodes::provider_slots()?.len(),
     });
+    if subscriptions.iter().any(|known| known.options.two_phase()) {
+        checks.push(checks::can_prepare());
+    }
     let local = match local_node() {
         Ok(local) => local,
         Err(report) => {

@@ -76,7 +76,12 @@ fn unsuitable(relation: &Relation) -> Option<Report> {
                 "Its rows are on another server already; add the table there.",
             );
         }
-        'S' => return wrong_kind("a sequence", "Add the table that uses it."),
+        'S' => {
+            return wrong_kind(
+                "a sequence",
+                "Add it with ha.repset_add_seq, and the table that uses it with ha.repset_add_table.",
+            );
+        }
         'i' | 'I' => return wrong_kind("an index", "Add the table it belongs to."),
         _ => return wrong_kind("not a table", "Add a table."),
     }

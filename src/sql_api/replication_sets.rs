@@ -5,7 +5,7 @@ use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use super::replication_set_tables::require_shape;
 use super::{arguments, quoted_list, refuse_in_recovery};
 use crate::catalog::replication_sets::{self, Actions, ReplicationSet};
-use crate::catalog::{relations, replication_set_tables};
+use crate::catalog::{relations, replication_set_tables, sequences};
 use crate::postgres::error::{Answer, Report};
 
 /// The set for tables without a key.
@@ -124,6 +124,7 @@ pub(crate) fn repset_drop(name: Option<String>, if_exists: Option<bool>) -> Answ
     }
     let set = require(Some(name))?;
     replication_set_tables::delete_set(set.id)?;
+    sequences::delete_set(set.id)?;
     replication_sets::delete(set.id)?;
     Ok(true)
 }

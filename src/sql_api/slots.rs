@@ -25,14 +25,15 @@ fn node_id(number: i32) -> Answer<NodeId> {
         .map_err(|error| Report::new(Code::ERRCODE_DATA_CORRUPTED, error.to_string()))
 }
 
-/// Makes the slot. One of that name that nobody reads from is a leftover and made anew.
+/// Makes the slot; returns the position that it begins at. One of that name that nobody reads from is a leftover and
+/// made anew.
 ///
 /// The provider waits for the transactions that run on it, so that this may take long; the caller must not have an
 /// xid by then, or two nodes that subscribe to each other would wait for one another.
 ///
 /// From the moment in which the slot may exist and be this call's, the note in `durable::leftovers` says so. (When
 /// the wait is cut short the provider goes on making the slot, so it may be there or come.)
-pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
+pub(crate) fn create(dsn: &str, slot: &str) -> Answer<u64> {
     let mut peer = Peer::connect(dsn, Purpose::Replication, Patience::Interruptible)?;
     let existing = peer.simple(&format!(
         "SELECT active::text FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
@@ -58,7 +59,7 @@ pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
         &format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pg_ha NOEXPORT_SNAPSHOT"),
         limit,
     ) {
-        Ok(_) => Ok(()),
+        Ok(made) => begins_at(made, slot),
         Err(PeerError::Timeout { peer, seconds }) => Err(Report::new(
             Code::ERRCODE_LOCK_NOT_AVAILABLE,
             format!("the provider did not make the slot within {seconds} s"),
@@ -77,6 +78,23 @@ pub(crate) fn create(dsn: &str, slot: &str) -> Answer<()> {
             Err(error.into())
         }
     }
+}
+
+/// The position in the answer to CREATE_REPLICATION_SLOT: name, position, and what does not matter here.
+fn begins_at(made: Vec<Vec<Option<String>>>, slot: &str) -> Answer<u64> {
+    let position = made.into_iter().flatten().flatten().nth(1);
+    position
+        .as_deref()
+        .and_then(|position| position.parse::<pg_ha_model::Lsn>().ok())
+        .map(|position| position.0)
+        .ok_or_else(|| {
+            Report::new(
+                Code::ERRCODE_PROTOCOL_VIOLATION,
+                format!("the provider did not say where slot \"{slot}\" begins"),
+            )
+            .detail(format!("It answered {position:?}."))
+            .hint("Is it a PostgreSQL server of version 15 or newer?")
+        })
 }
 
 /// Says which slot is left where, and how to drop it.

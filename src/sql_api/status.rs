@@ -131,8 +131,12 @@ pub(crate) struct SubscriptionRow {
     pub(crate) lag: Option<i64>,
     pub(crate) counts: [i64; 7],
     pub(crate) workers: i32,
+    /// Transactions in progress: how many, their bytes in memory and on disk.
+    pub(crate) spool: [i64; 3],
     pub(crate) action: Option<String>,
     pub(crate) last_error: Option<String>,
+    pub(crate) receiver_pid: Option<i32>,
+    pub(crate) applier_pid: Option<i32>,
 }
 
 /// One row per subscription that the supervisor knows.
@@ -156,7 +160,8 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                 0 => Some(0),
                 _ => (applied_commit != 0).then(|| (postgres::now() - applied_commit).max(0)),
             };
-            let running = [&place.receiver_pid, &place.applier_pid];
+            let [receiver_pid, applier_pid] = [&place.receiver_pid, &place.applier_pid]
+                .map(|pid| Some(pid.load(Acquire)).filter(|pid| *pid != 0));
             SubscriptionRow {
                 id: place.id.load(Acquire),
                 status: place.status().as_str(),
@@ -173,8 +178,17 @@ pub(crate) fn subscriptions() -> Vec<SubscriptionRow> {
                     count(&place.skipped),
                     count(&place.retries),
                 ],
-                workers: (running.iter().filter(|pid| pid.load(Acquire) != 0).count()
-                    + copies::of(place.id.load(Acquire)).count()) as i32,
+                workers: ([receiver_pid, applier_pid].iter().flatten().count()
+                    + copies::of(place.id.load(Acquire))
+                        .filter(|copy| copy.leads())
+                        .count()) as i32,
+                spool: [
+                    count(&place.spool_transactions),
+                    count(&place.spool_memory),
+                    count(&place.spool_disk),
+                ],
+                receiver_pid,
+                applier_pid,
                 action: text.action.to_option(),
                 last_error: text.last_error.to_option(),
             }

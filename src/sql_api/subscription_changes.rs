@@ -1,11 +1,16 @@
-//! `ha.sub_drop`, `ha.sub_enable`, `ha.sub_disable`, `ha.sub_add_repset`, `ha.sub_remove_repset`.
+//! `ha.sub_drop`, `ha.sub_enable`, `ha.sub_disable`, `ha.sub_add_repset`, `ha.sub_remove_repset`, `ha.sub_skip_lsn`.
 //!
 //! The catalog changes in the transaction; workers and the provider's slot follow after its commit, in bounded time.
 
+use pg_ha_model::Lsn;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
-use super::{arguments, local_node, quoted_list, refuse_in_recovery, slots, subscriptions as creation};
+use super::{
+    arguments, local_node, quoted_list, refuse_in_recovery, sequences, slots, subscriptions as creation,
+    synchronization,
+};
+use crate::catalog::prepared;
 use crate::catalog::subscriptions::{self, Subscription};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
@@ -13,7 +18,7 @@ use crate::network;
 use crate::network::peer::{Peer, Purpose};
 use crate::postgres::error::{Answer, Report};
 use crate::postgres::libpq::Patience;
-use crate::postgres::xact;
+use crate::postgres::{two_phase, xact};
 use crate::{settings, shared_state};
 
 fn missing(name: &str) -> Report {
@@ -42,12 +47,37 @@ pub(crate) fn sub_drop(name: Option<String>, if_exists: Option<bool>) -> Answer<
     }
     let subscription = require(Some(name))?;
     subscriptions::delete(subscription.id)?;
+    warn_of_prepared(&subscription)?;
     if local_node()?.is_none() {
         leave_slot_alone(&subscription);
         return Ok(true);
     }
     xact::after_commit(move || after_drop(&subscription));
     Ok(true)
+}
+
+/// What is prepared here for the provider's transactions stays, with its locks: whether it shall count is for somebody
+/// to say who knows what became of them there.
+fn warn_of_prepared(subscription: &Subscription) -> Answer<()> {
+    let left = prepared::local_gids(&two_phase::gid_prefix(subscription.id))?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let quoted: Vec<String> = left.iter().map(pgrx::spi::quote_literal).collect();
+    Report::new(
+        Code::ERRCODE_WARNING,
+        format!(
+            "{} prepared transactions of subscription \"{}\" are left",
+            left.len(),
+            subscription.name
+        ),
+    )
+    .detail(format!("They are {}.", quoted.join(", ")))
+    .hint(
+        "They hold their locks. End each as it ends on the provider, by COMMIT PREPARED or ROLLBACK PREPARED here.",
+    )
+    .warn();
+    Ok(())
 }
 
 /// In a copy of a node's database, or where the identity was lost: the slot may be another database's by now.
@@ -146,8 +176,13 @@ fn set_enabled(subscription: Subscription, enabled: bool) -> Answer<bool> {
     Ok(true)
 }
 
-/// Adds one of the provider's sets. The provider is asked whether it has it.
-pub(crate) fn sub_add_repset(name: Option<String>, set: Option<String>) -> Answer<bool> {
+/// Adds one of the provider's sets. The provider is asked whether it has it, and which tables come with it if these are
+/// to be copied (None: if those that came with the subscription were).
+pub(crate) fn sub_add_repset(
+    name: Option<String>,
+    set: Option<String>,
+    synchronize_data: Option<bool>,
+) -> Answer<bool> {
     let set = arguments::required_name("replication_set", set)?;
     let subscription = require(name)?;
     if subscription.replication_sets.contains(&set) {
@@ -155,10 +190,34 @@ pub(crate) fn sub_add_repset(name: Option<String>, set: Option<String>) -> Answe
     }
     let mut peer = Peer::connect(&subscription.provider_dsn, Purpose::Sql, Patience::Interruptible)?;
     creation::require_sets(&mut peer, std::slice::from_ref(&set))?;
-    drop(peer);
     let mut sets = subscription.replication_sets.clone();
-    sets.push(set);
+    sets.push(set.clone());
+    let copy = match synchronize_data {
+        Some(copy) => copy,
+        None => subscriptions::synchronizes_data(subscription.id)?,
+    };
+    let to_copy = if copy {
+        let known = synchronization::published(&mut peer, &subscription.replication_sets, None)?;
+        let mut found = synchronization::published(&mut peer, &sets, None)?;
+        // What the subscription receives already stays as it is.
+        found.retain(|table| {
+            !known
+                .iter()
+                .any(|known| known.schema == table.schema && known.name == table.name)
+        });
+        found
+    } else {
+        Vec::new()
+    };
+    let values = if copy {
+        sequences::ask(&mut peer, std::slice::from_ref(&set), false)?
+    } else {
+        Vec::new()
+    };
+    drop(peer);
     set_sets(&subscription, sets)?;
+    sequences::set_all(&values)?;
+    synchronization::ask_for_all(subscription.id, &to_copy)?;
     Ok(true)
 }
 
@@ -202,4 +261,46 @@ fn set_sets(subscription: &Subscription, sets: Vec<String>) -> Answer<()> {
         );
     });
     Ok(())
+}
+
+/// Has the transaction that ends at a position of the provider passed over; without a position, none.
+pub(crate) fn sub_skip_lsn(name: Option<String>, lsn: Option<u64>) -> Answer<bool> {
+    let subscription = require(name)?;
+    if let Some(lsn) = lsn.map(Lsn) {
+        let progress = Lsn(subscriptions::progress(subscription.id)?);
+        let refuse = |detail: String| {
+            Report::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("no transaction that ends at {lsn} can be passed over"),
+            )
+            .detail(detail)
+            .hint("Pass the position that the message in last_error of ha.status_subscriptions names.")
+        };
+        if !lsn.is_valid() {
+            return Err(refuse("That is no position in a WAL.".to_owned()));
+        }
+        if lsn <= progress {
+            return Err(refuse(format!(
+                "Subscription \"{}\" has applied everything up to {progress}.",
+                subscription.name
+            )));
+        }
+    }
+    if !subscriptions::set_skip(subscription.id, lsn)? {
+        return Ok(false);
+    }
+    xact::after_commit(move || {
+        shared_state::catalog_changed();
+        let what = match lsn {
+            Some(lsn) => format!("will pass over the transaction that ends at {}", Lsn(lsn)),
+            None => "will pass over no transaction".to_owned(),
+        };
+        events::record(
+            "subscription_changed",
+            Severity::Info,
+            &format!("subscription \"{}\" {what}", subscription.name),
+            json!({"subscription_id": subscription.id, "skip_lsn": lsn.map(|lsn| Lsn(lsn).to_string())}),
+        );
+    });
+    Ok(true)
 }

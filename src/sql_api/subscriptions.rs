@@ -10,18 +10,20 @@ use std::collections::HashMap;
 
 use pg_ha_model::slot_name::fingerprint;
 use pg_ha_replication::codec::{PROTOCOL_MAX, PROTOCOL_MIN};
+use pg_ha_replication::subscription_options::SubscriptionOptions;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 use serde_json::json;
 
 use super::exchange::{self, Request, Response};
+use super::subscription_options::checked_delay;
 use super::{
-    arguments, checks, connection_checks, quoted_list, refuse_in_recovery, require_local_node, slots,
-    synchronization,
+    arguments, checks, connection_checks, forward_origins, quoted_list, refuse_in_recovery,
+    require_local_node, sequences, slots, synchronization,
 };
 use crate::catalog::nodes::{self, Node};
 use crate::catalog::subscriptions::Subscription;
-use crate::catalog::{self, subscriptions};
+use crate::catalog::{self, copied_progress, subscriptions};
 use crate::durable::events::{self, Severity};
 use crate::durable::{leftovers, subscription_names};
 use crate::network;
@@ -59,16 +61,8 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     let synchronize_structure = arguments::required("synchronize_structure", new.synchronize_structure)?;
     let synchronize_data = arguments::required("synchronize_data", new.synchronize_data)?;
     let forwarded = arguments::names("forward_origins", new.forward_origins)?;
-    if !forwarded.is_empty() {
-        return Err(arguments::not_supported(
-            "forward_origins",
-            quoted_list(forwarded.iter().map(String::as_str)),
-        ));
-    }
     let delay = arguments::required("apply_delay", new.apply_delay)?;
-    if (delay.months(), delay.days(), delay.micros()) != (0, 0, 0) {
-        return Err(arguments::not_supported("apply_delay", "not zero"));
-    }
+    let apply_delay = checked_delay(interval_length(&delay), &format!("{delay}"))?;
     let enabled = arguments::required("enabled", new.enabled)?;
     parse_dsn(&dsn)?;
 
@@ -87,12 +81,19 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
 
     let mut peer = Peer::connect(&dsn, Purpose::Sql, Patience::Interruptible)?;
     let (provider, answer) = examine(&mut peer, &local, &existing, &sets)?;
+    let known_there: Vec<String> = answer.nodes.iter().map(|node| node.node_name.clone()).collect();
+    forward_origins::require(&forwarded, &known_there, &provider.node_name, &local.node_name)?;
     let slot = slots::name(local.node_id, &name)?;
     introduce(&mut peer, &dsn, &slot, &local, &answer.nodes)?;
-    slots::create(&dsn, &slot)?;
+    let slot_lsn = slots::create(&dsn, &slot)?;
     // After the slot was made: a table that joins a set later sends from then on what it gets.
     let to_copy = if synchronize_data {
         synchronization::published(&mut peer, &sets, None)?
+    } else {
+        Vec::new()
+    };
+    let sequences = if synchronize_data {
+        sequences::ask(&mut peer, &sets, synchronize_structure)?
     } else {
         Vec::new()
     };
@@ -109,7 +110,7 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     }
     let theirs = format!("node \"{}\"", provider.node_name);
     exchange::merge(&answer.nodes, Some(&provider.node_uid), &local, &theirs)?;
-    let id = subscriptions::insert(&Subscription {
+    let new = Subscription {
         id: 0,
         name: name.clone(),
         provider_node_id: provider.node_id,
@@ -117,7 +118,16 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         slot_name: slot.clone(),
         enabled,
         replication_sets: sets,
-    })?;
+        forward_origins: forwarded,
+        apply_delay,
+        options: SubscriptionOptions::default(),
+    };
+    warn_of_gap(&provider, slot_lsn)?;
+    let id = subscriptions::insert(&new, slot_lsn)?;
+    sequences::set_all(&sequences)?;
+    if synchronize_data {
+        subscriptions::set_synchronizes_data(id)?;
+    }
     synchronization::ask_for_all(id, &to_copy)?;
     xact::after_commit(move || {
         subscription_names::add(&name);
@@ -133,6 +143,41 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
         shared_state::catalog_changed();
     });
     Ok(id)
+}
+
+/// Microseconds, a month taken as 30 days and a year as 365.25, as PostgreSQL does; None if it has no end.
+fn interval_length(interval: &Interval) -> Option<i64> {
+    const DAY: i64 = 86_400_000_000;
+    if interval.months() == i32::MAX || interval.months() == i32::MIN {
+        return None;
+    }
+    let months = i64::from(interval.months());
+    let days = i64::from(interval.days()).checked_add(months % 12 * 30)?;
+    let years = (months / 12).checked_mul(DAY * 1461 / 4)?;
+    days.checked_mul(DAY)?
+        .checked_add(years)?
+        .checked_add(interval.micros())
+}
+
+/// Tables that were copied from another node before this slot was made may lack changes of this provider: those that the
+/// other node had not got when it was copied, and that the slot does not hold any more.
+fn warn_of_gap(provider: &Node, slot_lsn: u64) -> Answer<()> {
+    let (count, example) = copied_progress::behind(&provider.node_uid, slot_lsn)?;
+    if let (true, Some(example)) = (count > 0, example) {
+        Report::new(
+            Code::ERRCODE_WARNING,
+            format!(
+                "changes of node \"{}\" may be missing in {count} tables that were copied from another node",
+                provider.node_name
+            ),
+        )
+        .detail(format!(
+            "{example} was copied when that node had not applied all that the new slot does not hold."
+        ))
+        .hint("Copy these tables again with ha.sub_resync_table. Next time subscribe to all other nodes first, with enabled => false.")
+        .warn();
+    }
+    Ok(())
 }
 
 fn require_room(name: &str, existing: &[Subscription]) -> Answer<()> {

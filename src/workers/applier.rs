@@ -5,46 +5,54 @@
 //! on exactly where the data ends. Commits do not wait for the disk; what is reported as flushed does.
 //!
 //! It may block on rows, tables and unique keys that local transactions have locked, and on nothing else but its
-//! latch. A small transaction
-//! comes in one message and is retried from it after a deadlock or another passing error; a larger one, and any
-//! lasting error, ends the applier, and the supervisor starts the stream over from the last commit.
+//! latch. A small transaction comes in one message and is retried from it after a deadlock or another passing error,
+//! and so is a large one that came while it was in progress, from the spool. For one that came whole in many messages,
+//! and after any lasting error, the applier ends, and the supervisor starts the stream over from the last commit.
 
+pub(super) mod complete;
+mod counts;
+mod delay;
 mod gates;
+mod positions;
+mod prepared;
 mod report;
+mod skip;
+mod spool;
 pub(super) mod tables;
 pub(super) mod transaction;
+mod ways;
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
-use pg_ha_model::{Lsn, NodeId, PgTimestamp};
+use pg_ha_model::{NodeId, PgTimestamp};
+use pg_ha_replication::codec::is_streamed;
 use pg_ha_replication::conflict::SeenVersions;
-use pg_ha_replication::progress::FlushTracker;
 use pgrx::prelude::*;
 
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
 use crate::durable::seen as seen_file;
+use crate::postgres::apply::table::Look;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Receiver, Taken};
+use crate::postgres::values::CANONICAL;
 use crate::postgres::worker::{self, Caught};
-use crate::postgres::{self, latch};
+use crate::postgres::{self, apply, latch};
+use crate::settings;
 use crate::shared_state::{self, Status, layout};
-use crate::workers::receiver::{HEADER, KIND_DATA};
+use crate::workers::receiver::{HEADER, KIND_ASKED, KIND_DATA};
+use delay::Delay;
 use gates::Gates;
-use transaction::Apply;
-
-/// How long commits may stay undurable before this process looks for their flush (the WAL writer's own delay).
-const FLUSH_LOOK: Duration = Duration::from_millis(200);
-
-/// Shortest time between two signals to the receiver.
-const WAKE_PAUSE: Duration = Duration::from_millis(5);
+use positions::Positions;
+use spool::Spool;
+use transaction::{Apply, Failure};
 
 /// Shortest time between two writings of what the provider had seen.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Longest idle wait.
-const IDLE: Duration = Duration::from_secs(10);
+/// Shortest time between two looks for what need not be remembered any more.
+const FORGET_PAUSE: Duration = Duration::from_secs(10);
 
 /// Times a transaction is tried again after a passing error before the stream starts over.
 const RETRIES: u32 = 5;
@@ -92,6 +100,9 @@ fn forget(index: usize) {
     if let Some(area) = shared_state::area() {
         let place = &area.subscriptions[index];
         place.gates_generation.store(0, Release);
+        for use_of_spool in [&place.spool_memory, &place.spool_disk, &place.spool_transactions] {
+            use_of_spool.store(0, Relaxed);
+        }
         place.applier_pid.store(0, Release);
         latch::wake(place.receiver_pid.load(Acquire));
         latch::wake(area.supervisor_pid.load(Acquire));
@@ -102,12 +113,15 @@ fn forget(index: usize) {
 pub(super) fn settle() {
     // Triggers and rules fire as on a replica: only those enabled as REPLICA or ALWAYS.
     worker::set(c"session_replication_role", c"replica");
-    // Names come qualified.
-    worker::set(c"search_path", c"");
-    // Values that come as text are in the form that the provider's session wrote.
-    worker::set(c"datestyle", c"ISO");
-    worker::set(c"intervalstyle", c"postgres");
-    worker::set(c"extra_float_digits", c"3");
+    // Policies are never applied silently.
+    worker::set(c"row_security", c"on");
+    // Values that come as text mean what the provider's session meant. The time zone is this database's own: values
+    // come with theirs, and it is what defaults and triggers count days by.
+    for (name, value) in CANONICAL {
+        if name != c"timezone" {
+            worker::set(name, value);
+        }
+    }
     // A lost tail of commits comes again from the provider, which keeps it until it is flushed here.
     worker::set(c"synchronous_commit", c"off");
     // Nobody is there to answer for a slow statement or an idle transaction.
@@ -135,41 +149,75 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         .ok_or_else(|| "the replication origin could not be made".to_owned())?;
     worker::in_transaction(|| origin.use_in_session()).map_err(|caught| caught.describe())?;
     // What is started from counts as flushed, so it has to be.
-    let start = origin.durable_progress();
+    let start = subscription.start_after(origin.durable_progress());
     let mut seen = SeenVersions::new(PgTimestamp(subscription.created_at));
     for (node, timestamp) in seen_file::load(id) {
         seen.advance(node, timestamp);
     }
     let mut apply = Apply::new(place, &subscription, here, provider, origin, start, seen);
-    let mut positions = Positions {
-        tracker: FlushTracker::new(Lsn(start)),
-        place,
-        changed: false,
-        woken: Instant::now(),
-    };
+    let mut positions = Positions::new(place, origin, start);
+    postgres::apply::acting::run_as(subscription.options.run_as());
+    let mut leaps = Leaps::default();
     let mut saved = Instant::now();
     let mut gates = Gates::new(place, id);
+    let mut spool = Spool::new(place, id);
+    let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
+    let mut statistics = worker::Statistics::new();
+    let mut forgot = saved;
     loop {
         worker::heed_signals(0);
         if !apply.in_transaction() {
-            gates.attend(positions.tracker.applied().0, apply.tables())?;
+            gates.attend(positions.applied(), apply.tables())?;
+            if forgot.elapsed() >= FORGET_PAUSE {
+                forgot = Instant::now();
+                let retention = settings::duplicate_retention().as_micros() as i64;
+                apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+            }
         }
         match queue.take() {
             Taken::Message(message) => {
-                take(&mut apply, &mut positions, message)?;
+                if !apply.in_transaction()
+                    && let Some(due) = due(&delay, message)
+                {
+                    while let Some(left) = delay.left(due) {
+                        let next = positions.publish(true)?;
+                        latch::wait(left.min(next));
+                        worker::heed_signals(0);
+                        // The queue cannot be asked while its message is held.
+                        if place.receiver_pid.load(Acquire) == 0 {
+                            return Ok(());
+                        }
+                        gates.attend(positions.applied(), apply.tables())?;
+                    }
+                    delay.over();
+                }
+                if !apply.in_transaction()
+                    && let Some(frame) = frame(message)
+                {
+                    // Who has the origin may wait for a copier, and that one for this process.
+                    while !apply.claim(frame)? {
+                        positions.publish(true)?;
+                        worker::heed_signals(0);
+                        if place.receiver_pid.load(Acquire) == 0 {
+                            return Ok(());
+                        }
+                        gates.attend(positions.applied(), apply.tables())?;
+                    }
+                }
+                take(&mut apply, &mut spool, &mut positions, &mut leaps, message)?;
                 // While there is always something to do, the provider must still hear of what is done.
-                if published.elapsed() >= FLUSH_LOOK {
+                if published.elapsed() >= positions.look() {
                     published = Instant::now();
-                    positions.publish();
+                    positions.publish(!apply.in_transaction())?;
                     if !apply.in_transaction() {
-                        worker::report_statistics();
+                        statistics.write();
                     }
                 }
             }
             Taken::Detached => return Ok(()),
             Taken::Empty => {
-                let next = positions.publish();
+                let mut next = positions.publish(!apply.in_transaction())?;
                 published = Instant::now();
                 if saved.elapsed() >= SAVE_PAUSE
                     && let Some(seen) = apply.take_changed_seen()
@@ -178,8 +226,10 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     // Without the file a stream that starts again reports more than it should; nothing is lost.
                     let _ = seen_file::save(id, seen.iter());
                 }
-                if !apply.in_transaction() {
-                    worker::report_statistics();
+                if !apply.in_transaction()
+                    && let Some(left) = statistics.write()
+                {
+                    next = next.min(left);
                 }
                 latch::wait(next);
             }
@@ -187,8 +237,25 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     }
 }
 
+/// When a message of the queue may be applied; None if at once.
+fn due(delay: &Delay, message: &[u8]) -> Option<i64> {
+    delay.due(frame(message)?)
+}
+
+/// The frame in a message of the queue; None if it brings none.
+fn frame(message: &[u8]) -> Option<&[u8]> {
+    let (head, payload) = message.split_at_checked(HEADER)?;
+    (head[0] == KIND_DATA).then_some(payload)
+}
+
 /// One message of the queue.
-fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<(), String> {
+fn take(
+    apply: &mut Apply,
+    spool: &mut Spool,
+    positions: &mut Positions,
+    leaps: &mut Leaps,
+    message: &[u8],
+) -> Result<(), String> {
     let Some((head, payload)) = message.split_at_checked(HEADER) else {
         return Err("the queue holds a message that is too short".to_owned());
     };
@@ -199,28 +266,103 @@ fn take(apply: &mut Apply, positions: &mut Positions, message: &[u8]) -> Result<
         if !apply.in_transaction() {
             positions.received(u64::from_le_bytes(position));
         }
+        if head[0] == KIND_ASKED {
+            positions.asked();
+        }
         return Ok(());
     }
+    if is_streamed(payload) {
+        return spool.frame(payload, apply, positions, leaps);
+    }
+    attempt(apply, positions, leaps, |apply, again, look, positions| {
+        apply.frame(payload, again, look, positions)
+    })
+}
+
+/// Applies what `work` brings; again, if it is all of a transaction and met an error that another attempt may not meet.
+/// `work` is told whether it is another attempt, and how inserts go about it.
+fn attempt(
+    apply: &mut Apply,
+    positions: &mut Positions,
+    leaps: &mut Leaps,
+    mut work: impl FnMut(&mut Apply, bool, Look, &mut Positions) -> Result<(), Failure>,
+) -> Result<(), String> {
     let mut attempt = 0;
+    let mut again = false;
+    // Only what can be tried again may go without a look.
+    let mut look = if apply.in_transaction() {
+        Look::First
+    } else {
+        leaps.next()
+    };
     loop {
         let whole = !apply.in_transaction();
-        match worker::catch(|| apply.frame(payload, attempt > 0, positions)) {
+        match worker::catch(|| work(apply, again, look, positions)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
                 postgres::apply::abort();
-                return Err(format!("{error}{}", apply.where_it_stands()));
+                return Err(told(&error.to_string(), apply));
+            }
+            Err(caught)
+                if look == Look::Never && caught.sqlstate == PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION =>
+            {
+                leaps.missed();
+                look = Look::First;
+                again = true;
+                apply::context::take_place();
+                apply.forget_open_transaction();
             }
             Err(caught) => {
-                let again = whole && attempt < RETRIES && passing(&caught);
-                if !again {
-                    return Err(format!("{}{}", caught.describe(), apply.where_it_stands()));
+                if !whole || attempt >= RETRIES || !passing(&caught) {
+                    return Err(told(&caught.describe(), apply));
                 }
                 attempt += 1;
-                positions.place.retries.fetch_add(1, Relaxed);
+                again = true;
+                apply::context::take_place();
+                positions.place().retries.fetch_add(1, Relaxed);
                 apply.forget_open_transaction();
                 latch::wait(Duration::from_millis(10 << attempt));
             }
         }
+    }
+}
+
+/// What went wrong, with where. A row of many columns is cut, so that what follows it can still be shown.
+fn told(error: &str, stream: &Apply) -> String {
+    const LONGEST: usize = 700;
+    let cut = (0..=LONGEST).rev().find(|at| error.is_char_boundary(*at));
+    let shown = match cut.and_then(|cut| error.get(..cut)) {
+        Some(beginning) if error.len() > LONGEST => format!("{beginning} ..."),
+        _ => error.to_owned(),
+    };
+    let value = match apply::context::take_place() {
+        Some(value) => format!("; {value}"),
+        None => String::new(),
+    };
+    format!("{shown}{value}{}", stream.where_it_stands())
+}
+
+/// Inserts without a look, as long as that goes well.
+#[derive(Default)]
+struct Leaps {
+    /// So many transactions look first.
+    careful: u32,
+}
+
+impl Leaps {
+    /// Where one insert found its row to be there, others will: each costs an aborted transaction.
+    const CAREFUL: u32 = 1000;
+
+    fn next(&mut self) -> Look {
+        if self.careful == 0 {
+            return Look::Never;
+        }
+        self.careful -= 1;
+        Look::First
+    }
+
+    fn missed(&mut self) {
+        self.careful = Self::CAREFUL;
     }
 }
 
@@ -235,84 +377,4 @@ fn passing(caught: &Caught) -> bool {
             | PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
             | PgSqlErrorCode::ERRCODE_QUERY_CANCELED
     )
-}
-
-/// How far everything is, for the receiver to report and for `ha.status_subscriptions`.
-struct Positions {
-    tracker: FlushTracker,
-    place: &'static layout::Subscription,
-    changed: bool,
-    woken: Instant,
-}
-
-impl Positions {
-    fn committed(&mut self, remote_end: u64, local_end: u64) {
-        self.recovered();
-        self.tracker.committed(Lsn(remote_end), Lsn(local_end));
-        layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
-        self.changed = true;
-    }
-
-    fn received(&mut self, position: u64) {
-        if position > self.place.applied_lsn.load(Acquire) {
-            self.recovered();
-        }
-        self.tracker.remote_received(Lsn(position));
-        layout::Subscription::raise(&self.place.applied_lsn, self.tracker.applied().0);
-        self.changed = true;
-    }
-
-    /// Something was applied: what failed before does not any more.
-    fn recovered(&mut self) {
-        if self.place.failed_in_applier.swap(0, AcqRel) == 0 {
-            return;
-        }
-        self.place.clear_error();
-        self.place.set_action("streaming");
-        if self.place.set_status(Status::Replicating) {
-            let name = self.place.text.read(|text| text.name.as_str().to_owned());
-            log!("pg_ha subscription \"{name}\" replicates again");
-            events::record(
-                "subscription",
-                Severity::Info,
-                &format!("subscription \"{name}\" is replicating again"),
-                serde_json::json!({ "subscription": name, "status": "replicating" }),
-            );
-        }
-    }
-
-    /// Looks what has become durable, and wakes the receiver if there is news and it was not woken just now: a signal
-    /// per transaction would cost more than the transaction's rows. Returns how long to wait before the next look.
-    fn publish(&mut self) -> Duration {
-        if self.tracker.has_pending() {
-            self.tracker.local_flushed(Lsn(postgres::flushed_wal()));
-        }
-        let flushed = self.tracker.flush().0;
-        self.changed |= flushed > self.place.flushed_lsn.load(Acquire);
-        layout::Subscription::raise(&self.place.flushed_lsn, flushed);
-        if self.changed {
-            let since = self.woken.elapsed();
-            if since < WAKE_PAUSE {
-                return WAKE_PAUSE - since;
-            }
-            self.changed = false;
-            self.woken = Instant::now();
-            latch::wake(self.place.receiver_pid.load(Acquire));
-        }
-        if self.tracker.has_pending() {
-            FLUSH_LOOK
-        } else {
-            IDLE
-        }
-    }
-}
-
-impl transaction::Progress for Positions {
-    fn committed(&mut self, remote_end: u64, local_end: u64) {
-        Positions::committed(self, remote_end, local_end);
-    }
-
-    fn received(&mut self, position: u64) {
-        Positions::received(self, position);
-    }
 }

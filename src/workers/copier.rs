@@ -1,18 +1,21 @@
-//! The copier: brings one table of a subscription from its provider, and ends. Started by the supervisor, up to
-//! `ha.sync_workers` at once for each subscription.
+//! The copier: brings one table of a subscription from its provider, or several small ones, and ends. Started by the
+//! supervisor, up to `ha.sync_workers` at once for each subscription.
 //!
 //! Everything happens in one local transaction: the rows that were here go, those of the provider come, as of the
-//! snapshot of a temporary slot, then the changes of this table that the provider committed since, up to where the
-//! applier is; and the catalog notes the position. So a crash of any process on either side, at any moment, leaves the
-//! table as it was and its copy still due. How the applier takes over is told in [`crate::shared_state::copies`].
+//! snapshot of a temporary slot, the indexes of a larger table are built once its rows are there, then come the changes
+//! of these tables that the provider committed since, up to where the applier is; and the catalog notes the position. So
+//! a crash of any process on either side, at any moment, leaves the tables as they were and their copy still due. How
+//! the applier takes over is told in [`crate::shared_state::copies`].
 //!
-//! The rows bear the replication origin of copies from that provider, and a time just before the subscription was
-//! made: whatever is changed anywhere from then on wins over them. (Their exact versions are not known: a change by a
-//! third node that the provider had and overwritten before the copy can win here when it arrives late.)
+//! The rows bear the replication origin of copies from that provider, and the time of the conflict horizon as of the
+//! snapshot. The true versions of younger rows come along, into `ha.row_versions`: a change that the provider had, and
+//! overwritten, before the copy does not win here when it arrives late from a third node.
 
 mod catch_up;
+mod others;
 mod provider;
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::Duration;
 
@@ -21,19 +24,23 @@ use pg_ha_replication::codec::CodecError;
 use pg_ha_replication::stream::StreamError as OrderError;
 use pgrx::prelude::*;
 
+use super::applier::complete::CompleteError;
 use crate::catalog::plan::{self, PlannedSubscription};
 use crate::catalog::subscription_tables::{self as catalog, ExistingRows, PendingTable};
-use crate::catalog::{self as catalogs, origins};
+use crate::catalog::{self as catalogs, copied_progress, deferred_indexes, origins, row_versions};
 use crate::durable::events::{self, Severity};
+use crate::postgres::apply::context::take_place;
 use crate::postgres::apply::target::Target;
-use crate::postgres::apply::{self, ApplyError};
+use crate::postgres::apply::{self, ApplyError, versions};
 use crate::postgres::copy::{self as copy_in, Format};
 use crate::postgres::origin::{self, Origin};
 use crate::postgres::walreceiver::{Connection, StreamError};
 use crate::postgres::{latch, server, worker};
+use crate::settings;
 use crate::shared_state::copies::Phase;
-use crate::shared_state::{self, layout, subscription};
+use crate::shared_state::{self, copies, layout, subscription};
 use catch_up::CatchUp;
+use provider::{Described, Moment};
 
 /// Why a copy ended without success.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +63,10 @@ enum Failure {
     Answer(String),
     #[error(transparent)]
     Row(#[from] ApplyError),
+    #[error(transparent)]
+    Complete(#[from] CompleteError),
+    #[error(transparent)]
+    Empty(#[from] catalog::EmptyError),
     #[error("the stream cannot be read: {0}")]
     Codec(#[from] CodecError),
     #[error("the stream is out of order: {0}")]
@@ -84,24 +95,37 @@ impl From<catalogs::Error> for Failure {
 }
 
 impl Failure {
-    /// Whether somebody has to look. Otherwise the next attempt may well succeed.
-    fn is_lasting(&self) -> bool {
-        !matches!(
+    /// Whether the next attempt may well succeed. Otherwise somebody has to look.
+    fn is_passing(&self) -> bool {
+        matches!(
             self,
             Failure::Unreachable(_) | Failure::Lost(_) | Failure::InTheWay | Failure::Unwanted
         )
     }
 }
 
+/// Indexes of a table with at least this many bytes are built after its rows have come.
+const WORTH_DEFERRING: i64 = 1 << 20;
+
 /// What a copier works on.
 struct Work {
     place: &'static layout::Subscription,
-    copy: &'static layout::RunningCopy,
     subscription: PlannedSubscription,
-    table: PendingTable,
+    /// At least one.
+    pieces: Vec<Piece>,
+    /// The one that is being worked on, while it is one alone.
+    at: Cell<Option<usize>>,
     here: NodeId,
     provider: NodeId,
     origin: Origin,
+    /// This node knows of others beside the provider.
+    others: bool,
+}
+
+/// One of the tables.
+struct Piece {
+    copy: &'static layout::RunningCopy,
+    table: PendingTable,
 }
 
 pub(crate) fn run(index: usize) {
@@ -118,6 +142,9 @@ pub(crate) fn run(index: usize) {
     {
         worker::exit(0);
     }
+    for copy in copies::led_by(index) {
+        copy.pid.store(worker::process_id(), Release);
+    }
     worker::at_exit(forget, index);
     let Some(place) = subscription::find(copy.subscription_id()).filter(|_| copy.subscription_id() != 0)
     else {
@@ -128,7 +155,7 @@ pub(crate) fn run(index: usize) {
     }
     worker::connect(area.local.read(|local| local.database_oid));
     super::applier::settle();
-    match prepare(place, copy) {
+    match prepare(place, index) {
         Ok(None) => {}
         Ok(Some(work)) => {
             if let Err(failure) = perform(&work) {
@@ -143,11 +170,13 @@ pub(crate) fn run(index: usize) {
 
 fn forget(index: usize) {
     if let Some(area) = shared_state::area() {
-        let copy = &area.copies[index];
-        let place = subscription::find(copy.subscription_id());
+        let place = subscription::find(area.copies[index].subscription_id());
         // Whatever was committed, the applier looks at it before it goes on.
         area.catalog_generation.fetch_add(1, AcqRel);
-        copy.release();
+        // That for which this process was started last, since the applier waits for that one.
+        for copy in copies::led_by(index).iter().rev() {
+            copy.release();
+        }
         if let Some(place) = place {
             latch::wake(place.applier_pid.load(Acquire));
         }
@@ -156,35 +185,59 @@ fn forget(index: usize) {
 }
 
 /// Reads what there is to do; None when there is nothing (any more).
-fn prepare(
-    place: &'static layout::Subscription,
-    copy: &'static layout::RunningCopy,
-) -> Result<Option<Work>, String> {
-    let (subscription_id, table_id) = (copy.subscription_id(), copy.table_id());
+fn prepare(place: &'static layout::Subscription, index: usize) -> Result<Option<Work>, String> {
+    let copies = copies::led_by(index);
+    let Some(subscription_id) = copies.first().map(|copy| copy.subscription_id()) else {
+        return Ok(None);
+    };
+    let ids: Vec<i32> = copies.iter().map(|copy| copy.table_id()).collect();
     let subscription = super::read(|| plan::subscriptions(Some(subscription_id)))?.pop();
-    let table = super::read(|| catalog::pending_one(table_id))?;
-    let (Some(subscription), Some(table)) = (subscription, table) else {
+    let mut tables = super::read(|| catalog::pending_among(&ids))?;
+    let pieces: Vec<Piece> = copies
+        .into_iter()
+        .filter_map(|copy| {
+            let found = tables
+                .iter()
+                .position(|table| table.table_id == copy.table_id())?;
+            Some(Piece {
+                copy,
+                table: tables.swap_remove(found),
+            })
+        })
+        .collect();
+    // The applier is met in the place of the table that this process was started for.
+    let (Some(subscription), true) = (
+        subscription,
+        pieces.first().is_some_and(|piece| piece.copy.leads()),
+    ) else {
         return Ok(None);
     };
     let local = shared_state::local_node().ok_or_else(|| "this server is no node".to_owned())?;
     let here = NodeId::new(local.node_id).map_err(|error| error.to_string())?;
     let provider = NodeId::new(subscription.provider_node as u32).map_err(|error| error.to_string())?;
+    apply::acting::run_as(subscription.options.run_as());
     wait_for_applier(place);
     let origin = super::read(|| origins::ensure_for_copies(provider, &subscription.provider_uid))?
         .ok_or_else(|| "the replication origin of copies could not be made".to_owned())?;
+    let nodes = super::read(plan::nodes)?;
+    let ours = [here, provider].map(|node| i32::from(node.get()));
+    let others = nodes
+        .iter()
+        .any(|node| node.kind == "data" && !ours.contains(&node.node_id));
     Ok(Some(Work {
+        others,
         place,
-        copy,
         subscription,
-        table,
+        pieces,
+        at: Cell::new(None),
         here,
         provider,
         origin,
     }))
 }
 
-/// Waits until an applier runs that knows that this table is to be left alone: from now on it applies no change of it,
-/// so that none can come both by the stream and by the copy.
+/// Waits until an applier runs that knows that these tables are to be left alone: from now on it applies no change of
+/// them, so that none can come both by the stream and by the copy.
 fn wait_for_applier(place: &layout::Subscription) {
     let Some(area) = shared_state::area() else { return };
     // What was read of the catalog just now is older than this.
@@ -204,7 +257,7 @@ fn perform(work: &Work) -> Result<(), Failure> {
         "pg_ha {} {} copy {}",
         work.here,
         work.subscription.name,
-        work.table.qualified_name()
+        work.describe()
     );
     let outcome = worker::catch(|| {
         let mut connection =
@@ -219,7 +272,10 @@ fn perform(work: &Work) -> Result<(), Failure> {
             }
             _ => Failure::Raised(match copy_in::take_error_context() {
                 Some(context) => format!("{}; {context}", caught.describe()),
-                None => caught.describe(),
+                None => match take_place() {
+                    Some(place) => format!("{place}: {}", caught.describe()),
+                    None => caught.describe(),
+                },
             }),
         }),
     }
@@ -232,15 +288,72 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
     let slot = format!(
         "pg_ha_{}_copy_{}_{}_{}",
         work.here,
-        work.table.subscription_id,
-        work.table.table_id,
+        work.subscription.id,
+        work.pieces[0].table.table_id,
         worker::process_id()
     );
-    let start = provider::open_snapshot(connection, &slot)?;
-    let described = provider::describe(connection, &work.table, &work.subscription.replication_sets)?;
+    let progress = others::wait_for_provider(work, connection)?;
+    let mut moment = provider::open_snapshot(
+        connection,
+        &slot,
+        settings::conflict_horizon(),
+        work.here,
+        work.provider,
+    )?;
+    moment.others |= work.others;
+    let start = moment.start;
+    for (number, piece) in work.pieces.iter().enumerate() {
+        work.at.set(Some(number));
+        bring_rows(work, piece, connection, &moment)?;
+    }
+    work.at.set(None);
+    connection.command("COMMIT").map_err(Failure::Refused)?;
+
+    let end = CatchUp::new(work, start, moment.others).run(connection, &slot)?;
+    // The applier waits from here on: rather start over than wait for a session that holds on to the catalog's row.
+    worker::set(c"lock_timeout", c"2s");
+    for piece in &work.pieces {
+        let (rows, bytes) = (piece.copy.rows.load(Relaxed), piece.copy.bytes.load(Relaxed));
+        let noted =
+            worker::with_latest_snapshot(|| catalog::set_copied(piece.table.table_id, end, rows, bytes))?;
+        if !noted {
+            return Err(Failure::Unwanted);
+        }
+        worker::with_latest_snapshot(|| copied_progress::note(piece.table.table_id, &progress))?;
+    }
+    worker::set(c"lock_timeout", c"0");
+    commit(work, moment.horizon)?;
+    let rows: u64 = work
+        .pieces
+        .iter()
+        .map(|piece| piece.copy.rows.load(Relaxed))
+        .sum();
+    log!(
+        "pg_ha copied {} of subscription \"{}\": {rows} rows as of {}, with changes up to {}",
+        work.describe(),
+        work.subscription.name,
+        Lsn(start),
+        Lsn(end)
+    );
+    Ok(())
+}
+
+/// The rows of one table, as of the snapshot.
+fn bring_rows(
+    work: &Work,
+    piece: &Piece,
+    connection: &mut Connection,
+    moment: &Moment,
+) -> Result<(), Failure> {
+    let described = provider::describe(connection, &piece.table, &work.subscription.replication_sets)?;
     let target = Target::resolve(&described.table)?;
-    prepare_table(work)?;
-    work.copy.set_phase(Phase::Copying);
+    prepare_table(&piece.table)?;
+    let deferred = if piece.table.expected_bytes >= WORTH_DEFERRING {
+        worker::with_latest_snapshot(|| deferred_indexes::defer(target.oid))?
+    } else {
+        Vec::new()
+    };
+    piece.copy.set_phase(Phase::Copying);
     let format = if described.server_version / 10_000 == server::version_number() / 10_000
         && target.columns.iter().all(|column| column.receive.is_some())
     {
@@ -252,73 +365,109 @@ fn bring(work: &Work, connection: &mut Connection) -> Result<(), Failure> {
         .start_copy(&described.copy_command(format))
         .map_err(Failure::Refused)?;
     let rows = copy_in::into(&target, format, connection, &mut |bytes| {
-        work.copy.rows.fetch_add(1, Relaxed);
-        work.copy.bytes.fetch_add(bytes as u64, Relaxed);
-    });
+        piece.copy.rows.fetch_add(1, Relaxed);
+        piece.copy.bytes.fetch_add(bytes as u64, Relaxed);
+    })?;
+    piece.copy.rows.store(rows, Relaxed);
+    bring_versions(work, piece, &described, &target, connection, moment)?;
     drop(target);
-    work.copy.rows.store(rows, Relaxed);
-    connection.command("COMMIT").map_err(Failure::Refused)?;
-
-    work.copy.set_phase(Phase::CatchingUp);
-    let end = CatchUp::new(work, start).run(connection, &slot)?;
-    let bytes = work.copy.bytes.load(Relaxed);
-    // The applier waits from here on: rather start over than wait for a session that holds on to the catalog's row.
-    worker::set(c"lock_timeout", c"2s");
-    let noted = worker::with_latest_snapshot(|| catalog::set_copied(work.table.table_id, end, rows, bytes))?;
-    if !noted {
-        return Err(Failure::Unwanted);
+    if !deferred.is_empty() {
+        piece.copy.set_phase(Phase::Indexing);
+        for index in &deferred {
+            worker::with_latest_snapshot(|| deferred_indexes::build(index))?;
+        }
     }
-    worker::set(c"lock_timeout", c"0");
-    commit(work)?;
-    log!(
-        "pg_ha copied table {} of subscription \"{}\": {rows} rows as of {}, with changes up to {}",
-        work.table.qualified_name(),
-        work.subscription.name,
-        Lsn(start),
-        Lsn(end)
-    );
+    piece.copy.set_phase(Phase::CatchingUp);
+    Ok(())
+}
+
+/// The versions of those rows of a table that may still meet concurrent changes. Of two nodes alone, neither has changes
+/// of the other's rows that the other does not know.
+fn bring_versions(
+    work: &Work,
+    piece: &Piece,
+    described: &Described,
+    target: &Target,
+    connection: &mut Connection,
+    moment: &Moment,
+) -> Result<(), Failure> {
+    let Some(key) = versions::key_expression(target) else {
+        return Ok(());
+    };
+    if piece.table.existing_rows != ExistingRows::Keep {
+        worker::with_latest_snapshot(|| row_versions::forget(key.relation))?;
+    }
+    let most = settings::max_row_versions();
+    if most == 0 || !moment.others {
+        return Ok(());
+    }
+    let command = described.versions_command(&key, moment.horizon, most, work.provider, moment.copied);
+    connection.start_copy(&command).map_err(Failure::Refused)?;
+    let table = worker::with_latest_snapshot(row_versions::table)?;
+    let brought = copy_in::into_columns(table, &[0, 1, 2, 3], Format::Text, connection, &mut |_| ());
+    if brought >= most.unsigned_abs().into() {
+        log!(
+            "pg_ha copied only {brought} versions of rows of table {}, as ha.max_row_versions says; its other rows count as \
+             older than ha.conflict_horizon",
+            piece.table.qualified_name()
+        );
+    }
     Ok(())
 }
 
 /// Sees to the rows that the table holds already.
-fn prepare_table(work: &Work) -> Result<(), Failure> {
-    let name = work.table.qualified_name();
-    worker::with_latest_snapshot(|| match work.table.existing_rows {
+fn prepare_table(table: &PendingTable) -> Result<(), Failure> {
+    let name = table.qualified_name();
+    worker::with_latest_snapshot(|| match table.existing_rows {
         ExistingRows::Refuse => match catalog::holds_rows(&name)? {
             true => Err(Failure::NotEmpty),
-            false => Ok(()),
+            false => Ok(catalog::shrink(&name)?),
         },
         ExistingRows::Truncate => Ok(catalog::empty(&name)?),
         ExistingRows::Keep => Ok(()),
     })
 }
 
-/// Commits under the origin of copies from this provider. Copiers take turns, since a replication origin can be set up
+/// Commits under the origin of copies from this provider, as of the conflict horizon: rows whose version is not noted are
+/// older. Copiers take turns, since a replication origin can be set up
 /// by one process at a time.
-fn commit(work: &Work) -> Result<(), Failure> {
+fn commit(work: &Work, horizon: i64) -> Result<(), Failure> {
+    for piece in &work.pieces {
+        origin::unmarked(|| worker::with_latest_snapshot(|| catalog::tell_of_copy(&piece.table)))?;
+    }
     let number = work.origin.0;
     worker::with_latest_snapshot(|| catalog::lock_origin(number))?;
-    work.origin
-        .commit_once(work.subscription.created_at.saturating_sub(1));
+    work.origin.commit_once(horizon);
     // It goes with this process as well.
     let _ = super::read(|| catalog::unlock_origin(number));
     Ok(())
 }
 
-/// Notes and logs why the copy did not work out.
+/// Notes and logs why the copy did not work out: for the table that was worked on, or for all of them.
 fn complain(work: &Work, failure: &Failure) {
     if matches!(failure, Failure::Unwanted) {
         return;
     }
-    let (table, subscription) = (work.table.qualified_name(), &work.subscription.name);
-    let reason = format!(
-        "copy of table {table} failed: {}",
-        hide(&work.subscription.dsn, &failure.to_string())
-    );
-    let lasting = failure.is_lasting();
-    let changed = super::read(|| catalog::set_error(work.table.table_id, &reason, lasting)).unwrap_or(true);
-    if changed {
-        log!("pg_ha subscription \"{subscription}\": {reason}");
+    let failed: Vec<&PendingTable> = match work.at.get() {
+        Some(number) if !failure.is_passing() => vec![&work.pieces[number].table],
+        _ => work.pieces.iter().map(|piece| &piece.table).collect(),
+    };
+    let subscription = &work.subscription.name;
+    let why = hide(&work.subscription.dsn, &failure.to_string());
+    let reason = |table: &PendingTable| format!("copy of table {} failed: {why}", table.qualified_name());
+    let lasting = !failure.is_passing();
+    let changed = super::read(|| {
+        failed.iter().try_fold(false, |changed, table| {
+            Ok::<_, catalogs::Error>(catalog::set_error(table.table_id, &reason(table), lasting)? || changed)
+        })
+    });
+    if let (true, Some(first)) = (changed.unwrap_or(true), failed.first()) {
+        let others = match failed.len() - 1 {
+            0 => String::new(),
+            others => format!(" (and with it that of {others} others)"),
+        };
+        let message = format!("subscription \"{subscription}\": {}{others}", reason(first));
+        log!("pg_ha {message}");
         let severity = if lasting {
             Severity::Error
         } else {
@@ -327,8 +476,8 @@ fn complain(work: &Work, failure: &Failure) {
         events::record(
             "subscription",
             severity,
-            &format!("subscription \"{subscription}\": {reason}"),
-            serde_json::json!({ "subscription": subscription, "table": table }),
+            &message,
+            serde_json::json!({ "subscription": subscription, "table": first.qualified_name() }),
         );
     }
 }
@@ -347,9 +496,23 @@ fn hide(dsn: &str, text: &str) -> String {
 }
 
 impl Work {
+    /// For messages: the table, or the first one and how many others.
+    fn describe(&self) -> String {
+        let first = self.pieces[0].table.qualified_name();
+        match self.pieces.len() {
+            1 => format!("table {first}"),
+            count => format!("table {first} and {} others", count - 1),
+        }
+    }
+
+    /// The place in which the applier is met.
+    fn meeting(&self) -> &'static layout::RunningCopy {
+        self.pieces[0].copy
+    }
+
     /// Asks the applier to say where it is.
     fn ask_for_position(&self) {
-        self.copy.set_phase(Phase::Waiting);
+        self.meeting().set_phase(Phase::Waiting);
         self.place.handover.store(1, Release);
         latch::wake(self.place.applier_pid.load(Acquire));
     }

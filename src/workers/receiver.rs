@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 use crate::catalog::plan::PlannedSubscription;
 use crate::catalog::{origins, plan};
 use crate::durable::events::{self, Severity};
+use crate::network::peer::literal;
 use crate::postgres::origin::Origin;
 use crate::postgres::queue::{Sender, Sent};
 use crate::postgres::walreceiver::{Connection, Received, StatusSender, StreamError};
@@ -39,6 +40,8 @@ const APPLIER_START: Duration = Duration::from_secs(10);
 pub(crate) const HEADER: usize = 25;
 pub(crate) const KIND_DATA: u8 = b'd';
 pub(crate) const KIND_POSITION: u8 = b'p';
+/// A position, and the provider waits to hear that it is durable here (when it shuts down, for one).
+pub(crate) const KIND_ASKED: u8 = b'a';
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +50,28 @@ enum Ended {
     Unreachable(String),
     #[error("the provider refused to stream: {0}")]
     Refused(String),
+    #[error(
+        "replication slot \"{0}\" is gone from the provider, and with it what was to be sent: drop this subscription and \
+         make it again with ha.sub_create, then copy its tables anew with ha.sub_resync_table"
+    )]
+    SlotMissing(String),
+    #[error(
+        "the provider has ended replication slot \"{0}\", which held back more WAL than ha.max_slot_retained or \
+         max_slot_wal_keep_size allows there: drop this subscription and make it again with ha.sub_create, then copy \
+         its tables anew with ha.sub_resync_table"
+    )]
+    LostSlot(String),
     #[error("the connection to the provider was lost: {0}")]
     Lost(String),
     #[error("the provider ended the stream")]
     Closed,
     #[error("the provider has been silent for {0} s (wal_receiver_timeout)")]
     Silent(u64),
+    #[error(
+        "the provider is stopping and waits to hear that everything is applied here, which will not be soon: its \
+         changes wait here for apply_delay or for a lock"
+    )]
+    ProviderStopping,
     #[error("the applier ended")]
     ApplierGone,
     #[error("all max_worker_processes are in use, so no applier can be started")]
@@ -65,10 +84,15 @@ impl Ended {
     /// What the subscription shows.
     fn status(&self, place: &layout::Subscription) -> Option<Status> {
         match self {
-            Ended::Unreachable(_) | Ended::Lost(_) | Ended::Closed | Ended::Silent(_) | Ended::NoWorker => {
-                Some(Status::Down)
+            Ended::Unreachable(_)
+            | Ended::Lost(_)
+            | Ended::Closed
+            | Ended::Silent(_)
+            | Ended::ProviderStopping
+            | Ended::NoWorker => Some(Status::Down),
+            Ended::Refused(_) | Ended::SlotMissing(_) | Ended::LostSlot(_) | Ended::Catalog(_) => {
+                Some(Status::Failed)
             }
-            Ended::Refused(_) | Ended::Catalog(_) => Some(Status::Failed),
             // The applier has said why, if it could.
             Ended::ApplierGone => (place.failed_in_applier.load(Acquire) == 0).then_some(Status::Down),
         }
@@ -162,10 +186,11 @@ fn stream(
 ) -> Result<Never, Ended> {
     let local =
         shared_state::local_node().ok_or_else(|| Ended::Catalog("this server is no node".to_owned()))?;
-    let application_name = format!("pg_ha {} {}", local.node_name.as_str(), subscription.name);
-    let mut connection = Connection::open(&subscription.dsn, &application_name)
+    // As native logical replication does: it is what synchronous_standby_names knows the subscription by, unless the
+    // connection string says otherwise.
+    let mut connection = Connection::open(&subscription.dsn, &subscription.name)
         .map_err(|error| Ended::Unreachable(hide(&subscription.dsn, &error)))?;
-    let start = origin.durable_progress();
+    let start = subscription.start_after(origin.durable_progress());
     let options = PluginOptions {
         proto_min: PROTOCOL_MIN,
         proto_max: PROTOCOL_MAX,
@@ -178,16 +203,12 @@ fn stream(
         encoding: postgres::server::encoding(),
         replication_sets: subscription.replication_sets.clone(),
         forward_origins: subscription.forward_origins.clone(),
+        streaming: subscription.options.streaming(),
+        two_phase: subscription.options.two_phase(),
     };
-    connection
-        .start(&subscription.slot_name, start, &options.to_pairs())
-        .map_err(|error| {
-            Ended::Refused(format!(
-                "{} (slot \"{}\")",
-                hide(&subscription.dsn, &error),
-                subscription.slot_name
-            ))
-        })?;
+    if let Err(error) = connection.start(&subscription.slot_name, start, &options.to_pairs()) {
+        return Err(why_refused(&mut connection, subscription, &error));
+    }
     let (mut queue, number) = Sender::create(QUEUE_SIZE);
     layout::Subscription::raise(&place.received_lsn, start);
     layout::Subscription::raise(&place.applied_lsn, start);
@@ -211,6 +232,28 @@ fn stream(
     pump(place, subscription, &mut connection, &mut queue)
 }
 
+/// The provider does not start the stream: is it for want of the slot?
+fn why_refused(
+    connection: &mut Connection,
+    subscription: &PlannedSubscription,
+    error: &StreamError,
+) -> Ended {
+    let slot = &subscription.slot_name;
+    let query = format!(
+        "SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+        literal(slot)
+    );
+    let found = super::read(|| connection.query(&query, 1)).ok();
+    match found
+        .as_ref()
+        .map(|rows| rows.first().and_then(|row| row.first()))
+    {
+        Some(None) => Ended::SlotMissing(slot.clone()),
+        Some(Some(Some(status))) if status == "lost" => Ended::LostSlot(slot.clone()),
+        _ => Ended::Refused(format!("{} (slot \"{slot}\")", hide(&subscription.dsn, error))),
+    }
+}
+
 /// Moves messages from the provider to the applier, and positions back.
 fn pump(
     place: &'static layout::Subscription,
@@ -222,6 +265,7 @@ fn pump(
     let mut reporter = Reporter::new(connection.status_sender());
     let mut silence = Silence::new();
     let mut applier = ApplierWatch::new();
+    let mut urgency = Urgency::default();
     loop {
         worker::heed_signals(0);
         if !place.is_wanted() {
@@ -242,7 +286,14 @@ fn pump(
                         wal_end,
                         sent_at,
                         reply_requested,
-                    } => (KIND_POSITION, wal_end, wal_end, sent_at, &[][..], reply_requested),
+                    } => {
+                        let kind = if reply_requested {
+                            KIND_ASKED
+                        } else {
+                            KIND_POSITION
+                        };
+                        (kind, wal_end, wal_end, sent_at, &[][..], reply_requested)
+                    }
                 };
             silence.heard();
             layout::Subscription::raise(&place.provider_lsn, wal_end);
@@ -268,8 +319,11 @@ fn pump(
                 return Err(Ended::ApplierGone);
             }
             layout::Subscription::raise(&place.received_lsn, position);
+            if reply && urgency.is_hopeless(place.applied_lsn.load(Acquire)) {
+                return Err(Ended::ProviderStopping);
+            }
             // A stream that never pauses must not keep the provider waiting for an answer.
-            if reply || reporter.is_due() {
+            if reply || reporter.is_due() || place.synchronous.load(Acquire) != 0 {
                 reporter.report(place, reply).map_err(lost)?;
                 worker::heed_signals(0);
             }
@@ -304,6 +358,32 @@ impl ApplierWatch {
         let runs = place.applier_pid.load(Acquire) != 0;
         self.seen |= runs;
         !runs && (self.seen || self.since.elapsed() > APPLIER_START)
+    }
+}
+
+/// A provider that stops asks again and again how far we are, and does not end before we have everything. That would be
+/// for ever while the applier waits for something else; what it has not applied is sent again.
+#[derive(Default)]
+struct Urgency {
+    /// When it began to ask without a pause, when it asked last, and how far the applier was at the beginning.
+    asked: Option<(Instant, Instant, u64)>,
+}
+
+impl Urgency {
+    /// A provider that runs does not ask twice in this time.
+    const PAUSE: Duration = Duration::from_millis(500);
+    /// How long nothing may be applied while it asks.
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    /// The provider asks; `applied`: how far the applier is.
+    fn is_hopeless(&mut self, applied: u64) -> bool {
+        let now = Instant::now();
+        let since = match self.asked {
+            Some((since, last, then)) if last.elapsed() < Self::PAUSE && then == applied => since,
+            _ => now,
+        };
+        self.asked = Some((since, now, applied));
+        now.duration_since(since) >= Self::PATIENCE
     }
 }
 
@@ -380,9 +460,10 @@ impl Reporter {
     /// Reports if there is news of what is done here, if the provider asked or if it is time
     /// (wal_receiver_status_interval); returns how long until the next time.
     fn report(&mut self, place: &layout::Subscription, now: bool) -> Result<Duration, StreamError> {
-        let (_, flushed, applied) = self.news(place);
+        let (received, flushed, applied) = self.news(place);
         let interval = postgres::status_interval();
-        let news = (flushed, applied) != (self.told.1, self.told.2);
+        let synchronous = place.synchronous.load(Acquire) != 0;
+        let news = (flushed, applied) != (self.told.1, self.told.2) || synchronous && received != self.told.0;
         if now || news || self.at.elapsed() >= interval {
             self.send(place, false)?;
         }

@@ -10,6 +10,7 @@
 //! state.
 
 mod copies;
+mod retention;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,11 +18,13 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
 
 use pg_ha_model::{Backoff, Millis};
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::catalog;
 use crate::catalog::plan::{self, KnownNode, PlannedSubscription};
 use crate::catalog::subscription_tables::{self, PendingTable};
+use crate::catalog::{row_versions, sequences};
 use crate::durable::events::{self, Severity};
 use crate::durable::identity::{self, Identity};
 use crate::durable::{leftovers, seen};
@@ -35,6 +38,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Time between two tries to undo what ended subscriptions left on other nodes.
 const CLEANING: Duration = Duration::from_secs(15);
 
+/// Time between two purges of what is older than the conflict horizon.
+const PURGE: Duration = Duration::from_secs(60);
+
 /// A worker that ran for so long was not failing: its next failure starts with the shortest delay again.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -46,6 +52,8 @@ struct Kept {
     next_start: Instant,
     /// What the workers were started with; a change of it restarts them.
     fingerprint: String,
+    /// The transaction that they know is to be passed over.
+    skip_lsn: Option<u64>,
 }
 
 impl Kept {
@@ -65,6 +73,7 @@ impl Kept {
             started: None,
             next_start: Instant::now(),
             fingerprint: fingerprint(subscription),
+            skip_lsn: subscription.skip_lsn,
         })
     }
 }
@@ -80,9 +89,13 @@ pub(crate) fn run() {
     let mut kept: HashMap<i32, Kept> = HashMap::new();
     let mut planned = Vec::new();
     let mut pending = Vec::new();
+    let mut published = Vec::new();
+    let mut last_telling = None;
     let mut copies = copies::Copies::default();
+    let mut retention = retention::Retention::default();
     let mut generation = None;
     let mut last_cleaning = None;
+    let mut last_purge = Instant::now();
     let mut complained = String::new();
     loop {
         worker::heed_signals(1);
@@ -93,6 +106,7 @@ pub(crate) fn run() {
                     publish(&identity, &found.nodes);
                     planned = found.subscriptions;
                     pending = found.pending;
+                    published = found.sequences;
                     generation = Some(current);
                     area.seen_generation.store(current, Release);
                 }
@@ -109,11 +123,23 @@ pub(crate) fn run() {
                 }
             }
         }
-        let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending));
+        let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending, &planned));
+        let next = next.min(retention.tend().unwrap_or(LOOK));
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {
                 worker::start_cleaner();
+            }
+        }
+        if !published.is_empty() && last_telling.is_none_or(|at: Instant| at.elapsed() >= LOOK) {
+            last_telling = Some(Instant::now());
+            tell_of_sequences(&published, &mut complained);
+        }
+        if last_purge.elapsed() >= PURGE {
+            last_purge = Instant::now();
+            let horizon = settings::conflict_horizon().as_millis() as i64;
+            if let Err(error) = super::read(|| row_versions::purge(horizon)) {
+                log!("pg_ha cannot purge ha.row_versions: {error}");
             }
         }
         // Until the catalogs could be read, look more often.
@@ -153,12 +179,29 @@ fn wait_for_identity(area: &layout::Area) -> Identity {
     }
 }
 
+/// Tells subscribers of the sequences that are used. One that somebody has locked is looked at the next time.
+fn tell_of_sequences(published: &[pg_sys::Oid], complained: &mut String) {
+    for relation in published {
+        let told = worker::with_setting(c"lock_timeout", c"100ms", || {
+            super::read(|| sequences::tell(*relation, false))
+        });
+        if let Err(error) = told
+            && *complained != error
+        {
+            log!("pg_ha cannot look at sequence {}: {error}", relation.to_u32());
+            *complained = error;
+        }
+    }
+}
+
 /// What the catalogs say.
 struct Seen {
     nodes: Vec<KnownNode>,
     subscriptions: Vec<PlannedSubscription>,
     /// The tables whose copy is due.
     pending: Vec<PendingTable>,
+    /// The sequences that subscribers are told of.
+    sequences: Vec<pg_sys::Oid>,
 }
 
 /// Reads the catalogs; None if the identity is none of the known nodes.
@@ -179,12 +222,20 @@ fn look(identity: &Identity) -> Result<Option<Seen>, String> {
             nodes,
             subscriptions: plan::subscriptions(None)?,
             pending: subscription_tables::pending()?,
+            sequences: sequences::published()?,
         }))
     };
     super::read(read)
 }
 
 fn publish(identity: &Identity, nodes: &[KnownNode]) {
+    let views: Vec<layout::NodeView> = nodes
+        .iter()
+        .take((settings::max_nodes().max(1) as usize).min(layout::MAX_NODES))
+        .map(layout::NodeView::new)
+        .collect();
+    // Before who we are: streams that start want to know both.
+    shared_state::publish_nodes(&views);
     if let Some(area) = shared_state::area() {
         area.local.write(|local| {
             local.node_id = identity.node_id as u32;
@@ -194,12 +245,6 @@ fn publish(identity: &Identity, nodes: &[KnownNode]) {
             local.group_name.set(&identity.group_name);
         });
     }
-    let views: Vec<layout::NodeView> = nodes
-        .iter()
-        .take((settings::max_nodes().max(1) as usize).min(layout::MAX_NODES))
-        .map(layout::NodeView::new)
-        .collect();
-    shared_state::publish_nodes(&views);
 }
 
 /// Ends the supervisor because the identity is nobody's (any more).
@@ -269,19 +314,28 @@ fn backoff() -> Backoff {
 
 /// What restarts the workers when it changes.
 fn fingerprint(subscription: &PlannedSubscription) -> String {
+    let options = &subscription.options;
     format!(
-        "{}\n{}\n{}\n{}",
+        "{}\n{}\n{}\n{}\n{:?} {:?} {} {} {}",
         subscription.dsn,
         subscription.slot_name,
         subscription.replication_sets.join("\n"),
-        subscription.forward_origins.join("\n")
+        subscription.forward_origins.join("\n"),
+        subscription.apply_delay,
+        options.run_as(),
+        options.streaming(),
+        options.two_phase(),
+        options.workers(),
     )
 }
 
 fn tend(place: &layout::Subscription, subscription: &PlannedSubscription, kept: &mut Kept) -> Duration {
     let now = Instant::now();
     let print = fingerprint(subscription);
-    if kept.fingerprint != print {
+    // The applier takes it out by itself once the transaction is passed over.
+    let skip = subscription.skip_lsn != kept.skip_lsn && subscription.skip_lsn.is_some();
+    kept.skip_lsn = subscription.skip_lsn;
+    if kept.fingerprint != print || skip {
         kept.fingerprint = print;
         kept.backoff = backoff();
         kept.next_start = now;

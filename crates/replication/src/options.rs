@@ -88,6 +88,10 @@ pub struct PluginOptions {
     pub replication_sets: Vec<String>,
     /// The origins whose changes it wants besides the provider's own; may be empty.
     pub forward_origins: Vec<String>,
+    /// Whether it takes large transactions while they are in progress.
+    pub streaming: bool,
+    /// Whether it takes prepared transactions when they are prepared.
+    pub two_phase: bool,
 }
 
 impl PluginOptions {
@@ -105,13 +109,15 @@ impl PluginOptions {
             ("encoding", self.encoding.clone()),
             ("replication_sets", write_list(&self.replication_sets)),
             ("forward_origins", write_list(&self.forward_origins)),
+            ("streaming", self.streaming.to_string()),
+            ("two_phase", self.two_phase.to_string()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }
 
-    /// Reads what [`Self::to_pairs`] wrote, in any order; `forward_origins` may be absent. An unknown option is an
+    /// Reads what [`Self::to_pairs`] wrote, in any order; the last three may be absent. An unknown option is an
     /// error: what the subscriber asks for must never be ignored.
     pub fn from_pairs<'p>(
         pairs: impl IntoIterator<Item = (&'p str, &'p str)>,
@@ -138,6 +144,8 @@ impl PluginOptions {
             encoding,
             sets,
             origins,
+            streaming,
+            two_phase,
         ] = given;
         let proto_min: u16 = number("proto_min", proto_min)?;
         let proto_max: u16 = number("proto_max", proto_max)?;
@@ -169,11 +177,13 @@ impl PluginOptions {
             encoding: text("encoding", encoding)?,
             replication_sets: list("replication_sets", required("replication_sets", sets)?)?,
             forward_origins: list("forward_origins", origins.unwrap_or_default())?,
+            streaming: boolean("streaming", streaming)?,
+            two_phase: boolean("two_phase", two_phase)?,
         })
     }
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "proto_min",
     "proto_max",
     "server_version_num",
@@ -185,6 +195,8 @@ const NAMES: [&str; 11] = [
     "encoding",
     "replication_sets",
     "forward_origins",
+    "streaming",
+    "two_phase",
 ];
 
 /// What the provider speaks.
@@ -247,6 +259,19 @@ fn text(name: &'static str, value: Option<&str>) -> Result<String, OptionError> 
             wanted: "a text that is not empty",
         }),
         text => Ok(text.to_owned()),
+    }
+}
+
+/// A switch; off where it is absent.
+fn boolean(name: &'static str, value: Option<&str>) -> Result<bool, OptionError> {
+    match value {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(found) => Err(OptionError::Invalid {
+            name,
+            found: found.to_owned(),
+            wanted: "true or false",
+        }),
     }
 }
 
@@ -355,6 +380,8 @@ mod tests {
             encoding: "UTF8".to_owned(),
             replication_sets: vec!["default".to_owned(), "My \"set\", really".to_owned()],
             forward_origins: vec![],
+            streaming: true,
+            two_phase: false,
         }
     }
 
@@ -384,9 +411,10 @@ mod tests {
     fn wrong_options_are_named() {
         let text = |result: Result<PluginOptions, OptionError>| result.unwrap_err().to_string();
         assert_eq!(
-            text(with("streaming", "on")),
-            "unknown pg_ha output plugin option \"streaming\""
+            text(with("compression", "on")),
+            "unknown pg_ha output plugin option \"compression\""
         );
+        assert!(text(with("streaming", "on")).contains("wanted: true or false"));
         assert_eq!(
             text(with("proto_max", "x")),
             "pg_ha output plugin option \"proto_max\" is \"x\", wanted: a number in range"
@@ -405,7 +433,14 @@ mod tests {
             read(&pairs[1..11]),
             Err(OptionError::Missing { name: "proto_min" })
         );
-        assert_eq!(read(&pairs[..10]), Ok(sample()), "forward_origins may be absent");
+        assert_eq!(
+            read(&pairs[..10]),
+            Ok(PluginOptions {
+                streaming: false,
+                ..sample()
+            }),
+            "the last three may be absent"
+        );
     }
 
     #[test]

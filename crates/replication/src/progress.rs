@@ -2,6 +2,11 @@
 //!
 //! The provider forgets what the subscriber reports as flushed. A remote transaction is safe only when the *local*
 //! commit that it became is durable, so the tracker remembers which local position belongs to which remote one.
+//!
+//! The commit keeps the remote position, so that whatever state this server is restored to knows how far it had got.
+//! A position at which nothing was committed here (the provider was idle, or wrote what nobody here wants) has to be
+//! written down by itself before it is reported: a provider that has been told more than the subscriber knows takes it
+//! for one that was restored to an earlier state. [`record_in`] says when that is worth it.
 
 use std::collections::VecDeque;
 
@@ -16,8 +21,8 @@ pub struct FlushTracker {
     /// In order of both positions.
     pending: VecDeque<Pending>,
     local_flushed: Lsn,
-    received: Lsn,
     applied: Lsn,
+    recorded: Lsn,
     flush: Lsn,
 }
 
@@ -34,15 +39,15 @@ impl FlushTracker {
     /// A tracker of a stream that starts at `start`: what comes before is durable.
     pub fn new(start: Lsn) -> FlushTracker {
         FlushTracker {
-            received: start,
             applied: start,
+            recorded: start,
             flush: start,
             ..FlushTracker::default()
         }
     }
 
     /// A remote transaction ending at `remote_end` has become the local transaction whose commit record ends at
-    /// `local_end` ([`Lsn::INVALID`] if it wrote nothing locally).
+    /// `local_end`; or the record that ends there says that everything up to `remote_end` has been dealt with.
     pub fn committed(&mut self, remote_end: Lsn, local_end: Lsn) {
         let mut entry = Pending {
             remote_end,
@@ -61,6 +66,7 @@ impl FlushTracker {
         }
         self.pending.push_back(entry);
         self.applied = self.applied.max(remote_end);
+        self.recorded = self.recorded.max(remote_end);
         self.settle();
     }
 
@@ -73,10 +79,15 @@ impl FlushTracker {
     /// Everything up to `remote` has been received and what it had for this subscriber has been passed to
     /// [`Self::committed`]. To be called between transactions only (with a keepalive's position, say): a transaction
     /// that is still being received or applied must end after `remote`.
+    ///
+    /// It counts as applied at once, and as flushed after it was recorded, see [`Self::unrecorded`].
     pub fn remote_received(&mut self, remote: Lsn) {
-        self.received = self.received.max(remote);
         self.applied = self.applied.max(remote);
-        self.settle();
+    }
+
+    /// How many bytes of the provider's WAL lie between what is applied and what was committed or recorded here.
+    pub fn unrecorded(&self) -> u64 {
+        self.applied.bytes_since(self.recorded)
     }
 
     /// The remote position up to which everything is durable here; never goes back.
@@ -107,7 +118,29 @@ impl FlushTracker {
             self.flush = self.flush.max(first.remote_end);
             self.pending.pop_front();
         }
-        self.flush = self.flush.max(self.received);
+    }
+}
+
+/// In how many milliseconds a position at which nothing was committed should be recorded: 0 for now, None for not as
+/// long as nothing else happens. `unrecorded`: see [`FlushTracker::unrecorded`]. `since`: milliseconds since one was
+/// recorded last. `asked`: somebody waits for it.
+///
+/// Recording writes a little WAL, of which a subscriber of this server hears, which then may have something to record
+/// of its own: so few bytes wait until more have come, and two idle nodes fall silent.
+pub fn record_in(unrecorded: u64, since: u64, asked: bool) -> Option<u64> {
+    /// As much as idle servers write between them on each other's account, and some more.
+    const LITTLE: u64 = 512;
+    const MUCH: u64 = 64 * 1024;
+    if unrecorded == 0 {
+        None
+    } else if asked {
+        Some(0)
+    } else if unrecorded < LITTLE {
+        None
+    } else if unrecorded < MUCH {
+        Some(10_000_u64.saturating_sub(since))
+    } else {
+        Some(1_000_u64.saturating_sub(since))
     }
 }
 
@@ -129,23 +162,41 @@ mod tests {
         tracker.remote_received(Lsn(130));
         assert_eq!((tracker.flush(), tracker.applied()), (Lsn(110), Lsn(130)));
         tracker.local_flushed(Lsn(9));
-        assert_eq!(tracker.flush(), Lsn(130));
+        assert_eq!(tracker.flush(), Lsn(120));
         assert!(!tracker.has_pending());
     }
 
     #[test]
-    fn nothing_pending_means_everything_received() {
-        let mut tracker = FlushTracker::new(Lsn::INVALID);
+    fn what_is_not_recorded_is_not_reported_as_flushed() {
+        let mut tracker = FlushTracker::new(Lsn(5));
         tracker.remote_received(Lsn(7));
+        assert_eq!((tracker.flush(), tracker.applied()), (Lsn(5), Lsn(7)));
+        assert_eq!(tracker.unrecorded(), 2);
+        tracker.committed(Lsn(7), Lsn(40));
+        assert_eq!((tracker.flush(), tracker.unrecorded()), (Lsn(5), 0));
+        tracker.local_flushed(Lsn(40));
         assert_eq!(tracker.flush(), Lsn(7));
-        tracker.committed(Lsn(9), Lsn::INVALID);
-        assert_eq!(
-            tracker.flush(),
-            Lsn(9),
-            "a transaction that wrote nothing is durable at once"
-        );
         tracker.remote_received(Lsn(3));
-        assert_eq!((tracker.flush(), tracker.applied()), (Lsn(9), Lsn(9)));
+        assert_eq!((tracker.flush(), tracker.applied()), (Lsn(7), Lsn(7)));
+        assert_eq!(tracker.unrecorded(), 0);
+        // A commit records what came before it, too.
+        tracker.remote_received(Lsn(8));
+        tracker.committed(Lsn(9), Lsn(41));
+        assert_eq!(
+            (tracker.unrecorded(), tracker.awaited_local()),
+            (0, Some(Lsn(41)))
+        );
+    }
+
+    #[test]
+    fn little_is_recorded_late_or_never_and_what_is_waited_for_at_once() {
+        assert_eq!(record_in(0, 1_000_000, true), None, "there is nothing to record");
+        assert_eq!(record_in(1, 0, true), Some(0));
+        assert_eq!(record_in(200, 1_000_000, false), None);
+        assert_eq!(record_in(512, 4_000, false), Some(6_000));
+        assert_eq!(record_in(512, 10_000, false), Some(0));
+        assert_eq!(record_in(1 << 30, 0, false), Some(1_000));
+        assert_eq!(record_in(64 * 1024, 1_001, false), Some(0));
     }
 
     #[test]
@@ -208,9 +259,11 @@ mod tests {
                 prop_assert!(tracker.flush() <= tracker.applied());
                 prop_assert_eq!(tracker.applied(), Lsn(remote));
                 let unsafe_commit = commits.iter().find(|(_, local_end)| *local_end > flushed);
+                let recorded = commits.last().map_or(0, |(remote_end, _)| *remote_end);
+                prop_assert_eq!(tracker.unrecorded(), remote - recorded);
                 match unsafe_commit {
                     Some((remote_end, _)) => prop_assert!(tracker.flush() < Lsn(*remote_end), "not durable yet"),
-                    None => prop_assert_eq!(tracker.flush(), Lsn(remote), "everything is durable"),
+                    None => prop_assert_eq!(tracker.flush(), Lsn(recorded), "everything is durable"),
                 }
             }
         }

@@ -75,6 +75,12 @@ pub enum StreamError {
         /// The relation's id.
         relation: u32,
     },
+    /// A message about a transaction in progress among whole transactions.
+    #[error("change stream: {found} outside the chunks of transactions in progress")]
+    NotStreamed {
+        /// The message.
+        found: &'static str,
+    },
     /// More relations than [`MAX_RELATIONS`].
     #[error("change stream: more than {MAX_RELATIONS} relations in one session")]
     TooManyRelations,
@@ -93,6 +99,8 @@ pub enum StreamError {
 }
 
 /// Checks the messages of one session; a new session needs a new one.
+///
+/// A transaction that comes in chunks is shown at its commit, as it would have come whole; see [`crate::spool`].
 #[derive(Debug, Clone, Default)]
 pub struct StreamCheck {
     greeted: bool,
@@ -161,7 +169,35 @@ impl StreamCheck {
             Message::Logical(logical) if logical.transactional => self.inside("transactional Logical"),
             Message::Logical(_) => Ok(()),
             Message::Hello(_) => Err(StreamError::HelloRepeated),
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => Err(StreamError::NotStreamed {
+                found: message.name(),
+            }),
         }
+    }
+
+    /// The rows of a prepared transaction follow, which does not commit yet; then its [`Commit`] or
+    /// [`Self::give_up`]. It may come long after others that were prepared later, so that its position says nothing.
+    pub fn begin_prepared(&mut self, begin: &Begin<'_>) -> Result<(), StreamError> {
+        match self.transaction {
+            Some(_) => Err(StreamError::BeginInTransaction {
+                commit_lsn: begin.commit_lsn,
+            }),
+            None => {
+                self.transaction = Some((begin.commit_lsn, begin.end_lsn, begin.commit_ts));
+                Ok(())
+            }
+        }
+    }
+
+    /// The transaction that was begun last is not gone on with.
+    pub fn give_up(&mut self) {
+        self.transaction = None;
     }
 
     fn greet(&mut self, message: &Message<'_>) -> Result<(), StreamError> {

@@ -102,7 +102,14 @@ fn measure(frame: &[u8], message: &Message<'_>) -> usize {
             .map(|text| within(text.as_bytes()))
             .sum(),
         Message::Begin(begin) => begin.seen.iter().count(),
-        Message::Commit(_) => 0,
+        Message::StreamCommit(commit) => commit.begin.seen.iter().count(),
+        Message::Prepare(prepare) => within(prepare.gid.as_bytes()) + prepare.begin.seen.iter().count(),
+        Message::CommitPrepared(commit) => within(commit.gid.as_bytes()) + commit.begin.seen.iter().count(),
+        Message::RollbackPrepared(rollback) => within(rollback.gid.as_bytes()),
+        Message::Commit(_)
+        | Message::StreamStart(_)
+        | Message::StreamAbort(_)
+        | Message::StreamAbortSub(_) => 0,
         Message::Relation(relation) => {
             assert_eq!(relation.columns.iter().count(), relation.columns.len());
             let text = |column: &str| within(column.as_bytes());

@@ -8,7 +8,8 @@ use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::Seen;
 use pg_ha_replication::codec::{
     Begin, Column, Commit, Decoder, EncodeError, Encoder, Fault, Hello, List, Logical, MAX_COLUMNS, Message,
-    OldKind, Relation, RelationColumn, ReplicaIdentity, Truncate,
+    OldKind, Relation, RelationColumn, ReplicaIdentity, RollbackPrepared, StreamAbort, StreamAbortSub,
+    StreamCommit, StreamStart, Truncate,
 };
 use proptest::prelude::*;
 
@@ -137,6 +138,7 @@ proptest! {
         numbers in any::<(u16, u32, u64, u64, i64, u32, bool)>(),
         (node, origin) in (node_ids(), node_ids()),
         seen in prop::collection::vec(seen(), 0..5),
+        via in prop::collection::vec(node_ids(), 0..4),
         oids in prop::collection::vec(any::<u32>(), 0..5),
         types in prop::collection::vec((any::<String>(), any::<i32>(), any::<u8>()), 0..5),
         content in prop::collection::vec(any::<u8>(), 0..200),
@@ -159,7 +161,7 @@ proptest! {
             }),
             Message::Begin(Begin {
                 xid: number, commit_lsn: Lsn(lsn), end_lsn: Lsn(end), commit_ts: PgTimestamp(time), origin,
-                origin_lsn: Lsn(end), seen: List::from(&seen[..]),
+                origin_lsn: Lsn(end), lane: small, via: List::from(&via[..]), seen: List::from(&seen[..]),
             }),
             Message::Relation(Relation {
                 id: number, namespace: &texts[0], name: &texts[1], replica_identity: identity,
@@ -168,6 +170,17 @@ proptest! {
             Message::Truncate(Truncate { flags: small as u8, relations: List::from(&oids[..]) }),
             Message::Logical(Logical { transactional: flag, lsn: Lsn(lsn), prefix: &texts[2], content: &content }),
             Message::Commit(commit),
+            Message::StreamStart(StreamStart { xid: number, subxid: other }),
+            Message::StreamAbortSub(StreamAbortSub { xid: other, subxid: number }),
+            Message::StreamAbort(StreamAbort { xid: number }),
+            Message::StreamCommit(StreamCommit {
+                begin: Begin {
+                    xid: number, commit_lsn: Lsn(lsn), end_lsn: Lsn(end), commit_ts: PgTimestamp(time), origin,
+                    origin_lsn: Lsn(end), lane: small, via: List::from(&[][..]), seen: List::from(&seen[..]),
+                },
+                wal_end: Lsn(lsn),
+            }),
+            Message::RollbackPrepared(RollbackPrepared { gid: &texts[0], xid: number, end_lsn: Lsn(end) }),
         ];
         let mut encoder = Encoder::new();
         for message in &messages {
@@ -304,7 +317,7 @@ fn optional_messages_are_skipped_and_others_are_not() {
     assert!(matches!(decoder.next(), Ok(Some(Message::Insert(_)))));
     assert_eq!(decoder.next(), Ok(None));
     assert_eq!(decoder.offset(), frame.len());
-    for reserved in *b"SEcAabPKrpXz" {
+    for reserved in *b"EbpXz" {
         let error = Decoder::new(&[reserved, 0, 0, 0, 0]).next().unwrap_err();
         assert_eq!(error.fault, Fault::UnknownTag { tag: reserved });
     }

@@ -49,6 +49,8 @@ fn begin_at(encoder: &mut Encoder, lsn: u64) -> Result<(), EncodeError> {
         commit_ts,
         origin: NodeId::MIN,
         origin_lsn: end_lsn,
+        lane: 0,
+        via: List::EMPTY,
         seen,
     })
 }
@@ -225,6 +227,8 @@ fn commits_go_forward_and_match() {
             commit_ts,
             origin,
             origin_lsn: end_lsn,
+            lane: 0,
+            via: List::EMPTY,
             seen,
         })
     };

@@ -34,7 +34,6 @@ SELECT ha.sub_create('s', 'host=localhost', replication_sets => NULL);
 SELECT ha.sub_create('s', 'host=localhost', synchronize_data => NULL);
 SELECT ha.sub_create('s', 'host=localhost', synchronize_structure => NULL);
 SELECT ha.sub_create('s', 'host=localhost', forward_origins => '{all}');
-SELECT ha.sub_create('s', 'host=localhost', apply_delay => '1 min');
 SELECT ha.sub_drop('s');
 SELECT ha.sub_drop('s', if_exists => true);
 SELECT ha.sub_enable('s');

@@ -324,14 +324,8 @@ fn not_yet(stage: &Stage) -> Result<()> {
     one.exec(database, "CREATE TABLE fine (id int PRIMARY KEY, v int)")?;
     let dsn = literal(&two.dsn(database));
     for (statement, word) in [
-        (
-            format!("SELECT ha.sub_create('s', {dsn}, forward_origins => '{{all}}')"),
-            "forward_origins",
-        ),
-        (
-            format!("SELECT ha.sub_create('s', {dsn}, apply_delay => '1 s')"),
-            "apply_delay",
-        ),
+        (format!("SELECT ha.standby_create('s', {dsn})"), "standby_create"),
+        (format!("SELECT ha.witness_create('s', {dsn})"), "witness_create"),
     ] {
         refused_cleanly(one, database, &statement, &["0A000"], &[word])?;
         let count = two.number(database, "SELECT count(*) FROM pg_replication_slots")?;

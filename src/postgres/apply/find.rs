@@ -163,10 +163,14 @@ pub(super) unsafe fn by_whole_row(
         };
         loop {
             pgrx::check_for_interrupts!();
-            if !scan_for(relation, &raw mut dirty, search, row, columns) {
+            // An identical row rather than one that is merely equal (1.0 and 1.00).
+            let dirty_snapshot = &raw mut dirty;
+            if !scan_for(relation, dirty_snapshot, search, row, columns, true)
+                && !scan_for(relation, dirty_snapshot, search, row, columns, false)
+            {
                 // As for an index: the scan may have passed where a concurrent update put the row.
                 let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-                let exists = scan_for(relation, snapshot, search, row, columns);
+                let exists = scan_for(relation, snapshot, search, row, columns, false);
                 pg_sys::ExecClearTuple(row);
                 pg_sys::UnregisterSnapshot(snapshot);
                 if exists {
@@ -195,7 +199,7 @@ pub(super) unsafe fn by_whole_row(
     }
 }
 
-/// Scans the table for a row equal to the one in `search`; materialises it in `row`.
+/// Scans the table for a row equal (`exact`: identical) to the one in `search`; materialises it in `row`.
 ///
 /// # Safety
 /// The snapshot lives through the call.
@@ -205,6 +209,7 @@ unsafe fn scan_for(
     search: *mut pg_sys::TupleTableSlot,
     row: *mut pg_sys::TupleTableSlot,
     columns: &[LocalColumn],
+    exact: bool,
 ) -> bool {
     // SAFETY: an ordinary table scan, ended before return.
     unsafe {
@@ -212,7 +217,7 @@ unsafe fn scan_for(
         let mut found = false;
         while !found && pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, row)
         {
-            found = rows_equal(search, row, columns);
+            found = rows_equal(search, row, columns, exact);
         }
         if found {
             pg_sys::ExecMaterializeSlot(row);
@@ -233,7 +238,7 @@ unsafe extern "C-unwind" {
 }
 
 /// Whether two rows of a table are equal in all columns that the provider sends. Where a type has no equality operator
-/// its values' bytes are compared (native replication stops at such a column).
+/// its values' bytes are compared (native replication stops at such a column); `exact`: for all types.
 ///
 /// # Safety
 /// Both slots hold rows of the same table.
@@ -241,6 +246,7 @@ unsafe fn rows_equal(
     first: *mut pg_sys::TupleTableSlot,
     second: *mut pg_sys::TupleTableSlot,
     columns: &[LocalColumn],
+    exact: bool,
 ) -> bool {
     // SAFETY: both arrays have a member per column; equality functions come from the type's own operator class.
     unsafe {
@@ -257,10 +263,14 @@ unsafe fn rows_equal(
                 continue;
             }
             let (one, other) = (*(*first).tts_values.add(index), *(*second).tts_values.add(index));
-            let type_entry =
-                pg_sys::lookup_type_cache(attribute.atttypid, pg_sys::TYPECACHE_EQ_OPR_FINFO as i32);
-            let equality = &raw mut (*type_entry).eq_opr_finfo;
-            let equal = if (*equality).fn_oid == pg_sys::InvalidOid {
+            let equality = if exact {
+                core::ptr::null_mut()
+            } else {
+                let type_entry =
+                    pg_sys::lookup_type_cache(attribute.atttypid, pg_sys::TYPECACHE_EQ_OPR_FINFO as i32);
+                &raw mut (*type_entry).eq_opr_finfo
+            };
+            let equal = if equality.is_null() || (*equality).fn_oid == pg_sys::InvalidOid {
                 pg_sys::ffi::pg_guard_ffi_boundary(|| {
                     datum_image_eq(one, other, attribute.attbyval, i32::from(attribute.attlen))
                 })
@@ -316,6 +326,9 @@ pub(super) unsafe fn version_of(row: *mut pg_sys::TupleTableSlot) -> Found {
         }
         let (mut timestamp, mut origin) = (0, 0);
         let known = pg_sys::TransactionIdGetCommitTsData(xmin, &mut timestamp, &mut origin);
+        if let Some(copied) = super::versions::true_version(origin, row) {
+            return copied;
+        }
         Found::Row {
             timestamp: known.then_some(timestamp),
             origin,

@@ -4,16 +4,24 @@
 //! [`table::OpenTable`] is that table opened in the current transaction. Neither decides anything: whether a change
 //! is applied is the caller's judgement of what was found.
 
+pub(crate) mod acting;
+mod compose;
+pub(crate) mod context;
+mod deferred;
 mod find;
 mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
+mod truncate;
+pub(crate) mod versions;
+mod write;
+
+pub(crate) use truncate::truncate;
 
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
 use super::origin::Origin;
-use super::version;
 
 /// What a change cannot be applied to, or with.
 #[derive(Debug, thiserror::Error)]
@@ -38,15 +46,39 @@ pub(crate) enum ApplyError {
         length: usize,
     },
     #[error(
-        "table {0} has neither a primary key nor a replica identity index on this node, so rows cannot be found"
+        "table {0} has no unique index on this node over what the provider sends as its key, so rows cannot be found"
     )]
     NoKey(String),
     #[error(
-        "a row that entered the filter of table {table} came without its value of column \"{column}\", which is stored \
-         out of line and did not change; give the table REPLICA IDENTITY FULL on the provider, and insert this row here \
-         by hand"
+        "a row of table {table} is to be inserted and came without its value of column \"{column}\", which is stored out \
+         of line and did not change"
     )]
     Incomplete { table: String, column: String },
+    #[error(
+        "row security of table {table} applies to \"{user}\", as whom its changes are applied, and policies cannot be \
+         applied to replicated changes: let its owner bypass them (ALTER TABLE ... NO FORCE ROW LEVEL SECURITY), or set \
+         the subscription's option run_as to subscription_owner"
+    )]
+    RowSecurity { table: String, user: String },
+    #[error(
+        "\"{user}\", as whom changes of table {table} are applied, has no right to {what} there: GRANT it, or set the \
+         subscription's option run_as to subscription_owner"
+    )]
+    NotAllowed {
+        table: String,
+        user: String,
+        what: &'static str,
+    },
+    #[error(
+        "table {table} has deferred triggers or constraints and belongs to \"{user}\", and the same transaction changes \
+         such a table of \"{other}\": this server cannot check both as their owners; set the subscription's option \
+         run_as to subscription_owner"
+    )]
+    DeferredOwners {
+        table: String,
+        user: String,
+        other: String,
+    },
     #[error("the provider sent a change of table number {0} without describing that table first")]
     UnknownTable(u32),
 }
@@ -63,6 +95,11 @@ pub(crate) enum Found {
         timestamp: Option<i64>,
         origin: u16,
     },
+    /// Brought by a copy, with its true version: when it was committed, and the id of the node that did.
+    Versioned {
+        timestamp: i64,
+        node: u16,
+    },
 }
 
 /// A target, opened in the current transaction.
@@ -73,11 +110,16 @@ pub(crate) enum Opened {
 
 impl Opened {
     /// Opens a target that [`lock_table`] has locked.
-    pub(crate) fn open(target: &target::Target) -> Opened {
+    ///
+    /// # Errors
+    /// See [`table::OpenTable::open`].
+    pub(crate) fn open(target: &target::Target) -> Result<Opened, ApplyError> {
         if target.partitioned {
-            Opened::Partitioned(Box::new(partitioned::PartitionedTable::open(target)))
+            Ok(Opened::Partitioned(Box::new(
+                partitioned::PartitionedTable::open(target)?,
+            )))
         } else {
-            Opened::Plain(Box::new(table::OpenTable::open(target, true)))
+            Ok(Opened::Plain(Box::new(table::OpenTable::open(target, true)?)))
         }
     }
 
@@ -88,6 +130,7 @@ impl Opened {
         change: &table::RowChange<'_, '_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        let _during = context::During(|| format!("{} table {}", change.verb(), target.name));
         match self {
             Opened::Plain(table) => table.apply(target, change, judge),
             Opened::Partitioned(table) => table.apply(target, change, judge),
@@ -105,6 +148,7 @@ impl Opened {
 
 /// Starts the local transaction of a remote one.
 pub(crate) fn begin() {
+    acting::forget_deferred();
     // SAFETY: outside a transaction; the applier's loop pairs it with commit or abort.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
@@ -112,20 +156,55 @@ pub(crate) fn begin() {
     }
 }
 
+/// Keeps other appliers from an origin until [`release`], or the end of this process: only between two of its
+/// transactions can they tell which of them has applied what. False if one has it and `wait` is not set; the server sees
+/// deadlocks. In a transaction.
+pub(crate) fn claim(origin: u16, wait: bool) -> bool {
+    let tag = claim_tag(origin);
+    // SAFETY: in a transaction; the lock is the session's.
+    let taken = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, !wait) };
+    taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+}
+
+/// Gives a claim back.
+pub(crate) fn release(origin: u16) {
+    let tag = claim_tag(origin);
+    // SAFETY: this session has the lock.
+    unsafe {
+        pg_sys::LockRelease(&tag, pg_sys::ExclusiveLock as i32, true);
+    }
+}
+
+fn claim_tag(origin: u16) -> pg_sys::LOCKTAG {
+    // Users' advisory locks have 1 or 2 in the last field.
+    pg_sys::LOCKTAG {
+        // SAFETY: a variable of this process.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: 0x6861,
+        locktag_field3: u32::from(origin),
+        locktag_field4: 3,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    }
+}
+
 /// Commits under the origin of the remote transaction, with its position and time, atomically with the data. The
-/// result is where the local commit record ends (it is durable only once the WAL is flushed that far).
+/// result is where the local commit record ends (it is durable only once the WAL is flushed that far); None if nothing
+/// was written: then there is no such record, and the origin's progress is what it was.
 ///
 /// The session must have set up `origin` ([`Origin::use_in_session`]).
-pub(crate) fn commit(origin: Origin, origin_lsn: u64, commit_ts: i64) -> u64 {
+pub(crate) fn commit(origin: Origin, origin_lsn: u64, commit_ts: i64) -> Option<u64> {
+    acting::fire_deferred();
     // SAFETY: in a transaction, with the origin set up in this session; the two variables are what the commit record
     // and the commit timestamp take (replication/origin.h).
     unsafe {
+        let wrote = u32::from(pg_sys::GetTopTransactionIdIfAny()) != 0;
         pg_sys::replorigin_session_origin = origin.0;
         pg_sys::replorigin_session_origin_lsn = origin_lsn;
         pg_sys::replorigin_session_origin_timestamp = commit_ts;
         pg_sys::CommitTransactionCommand();
         Origin::stamp_nothing();
-        pg_sys::XactLastCommitEnd
+        wrote.then_some(pg_sys::XactLastCommitEnd)
     }
 }
 
@@ -144,60 +223,6 @@ pub(crate) fn abort() {
 pub(crate) fn lock_table(oid: pg_sys::Oid) {
     // SAFETY: in a transaction; locking an oid that is gone is harmless.
     unsafe { pg_sys::LockRelationOid(oid, pg_sys::RowExclusiveLock as i32) };
-}
-
-/// Truncates tables as one command.
-///
-/// # Errors
-/// PostgreSQL's own, as panics.
-pub(crate) fn truncate(tables: &[&target::Target], cascade: bool, restart_sequences: bool) {
-    // SAFETY: in a transaction; the relations are opened with the lock that TRUNCATE takes, and closed again with
-    // the locks kept until commit.
-    unsafe {
-        let (mut relations, mut oids, mut logged) = (
-            core::ptr::null_mut(),
-            core::ptr::null_mut(),
-            core::ptr::null_mut(),
-        );
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        // A partitioned table means all that is below it.
-        let lock = pg_sys::AccessExclusiveLock as i32;
-        let mut wanted: Vec<pg_sys::Oid> = Vec::new();
-        for table in tables {
-            let below = if table.partitioned {
-                partitioned::inheritors(table.oid, lock)
-            } else {
-                vec![table.oid]
-            };
-            for oid in below {
-                if !wanted.contains(&oid) {
-                    wanted.push(oid);
-                }
-            }
-        }
-        for oid in &wanted {
-            let relation = pg_sys::table_open(*oid, lock);
-            relations = pg_sys::lappend(relations, relation.cast());
-            oids = pg_sys::lappend_oid(oids, *oid);
-            if version::is_logically_logged(relation) {
-                logged = pg_sys::lappend_oid(logged, *oid);
-            }
-        }
-        let behavior = if cascade {
-            pg_sys::DropBehavior::DROP_CASCADE
-        } else {
-            pg_sys::DropBehavior::DROP_RESTRICT
-        };
-        let opened: Vec<pg_sys::Relation> = (0..wanted.len())
-            .map(|index| pg_sys::list_nth(relations, index as i32).cast())
-            .collect();
-        version::truncate(relations, oids, logged, behavior, restart_sequences);
-        for relation in opened {
-            pg_sys::table_close(relation, pg_sys::NoLock as i32);
-        }
-        pg_sys::PopActiveSnapshot();
-        pg_sys::CommandCounterIncrement();
-    }
 }
 
 /// True where the decision writes to the row that was found.

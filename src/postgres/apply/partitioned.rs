@@ -13,7 +13,9 @@ use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 use pgrx::{PgSqlErrorCode, PgTryBuilder};
 
-use super::table::{OpenTable, RowChange, Updated, clear};
+use super::acting::Operation;
+use super::compose::clear;
+use super::table::{Look, OpenTable, RowChange, Updated};
 use super::target::{Key, Target};
 use super::{ApplyError, Found};
 use crate::postgres::version;
@@ -111,8 +113,13 @@ impl Routed<'_> {
 
 impl PartitionedTable {
     /// Opens the table in the current transaction; its partitions as rows come to them.
-    pub(crate) fn open(target: &Target) -> PartitionedTable {
-        let root = OpenTable::open(target, true);
+    ///
+    /// # Errors
+    /// As [`OpenTable::open`].
+    pub(crate) fn open(target: &Target) -> Result<PartitionedTable, ApplyError> {
+        let root = OpenTable::open(target, true)?;
+        // Partition keys may be computed by functions.
+        let acting = target.actor.begin();
         // SAFETY: as apply_handle_tuple_routing of PostgreSQL's own worker: a node without a plan.
         unsafe {
             let previous = pg_sys::MemoryContextSwitchTo((*root.estate).es_query_cxt);
@@ -126,14 +133,15 @@ impl PartitionedTable {
                 ExecSetupPartitionTupleRouting(root.estate, root.relation)
             });
             pg_sys::MemoryContextSwitchTo(previous);
-            PartitionedTable {
+            acting.end();
+            Ok(PartitionedTable {
                 root,
                 state,
                 routing,
                 leaves: Vec::new(),
                 opened: HashMap::new(),
                 all: None,
-            }
+            })
         }
     }
 
@@ -156,12 +164,17 @@ impl PartitionedTable {
         change: &RowChange<'_, '_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        target.check(match change {
+            RowChange::Insert(..) => Operation::Insert,
+            RowChange::Update(..) => Operation::Update,
+            RowChange::Delete(..) => Operation::Delete,
+        })?;
         // SAFETY: in a transaction; the snapshot is popped and the per-tuple memory reset before return. On an error
         // both are released by the abort.
         unsafe {
             let entered = self.root.enter();
             let outcome = match change {
-                RowChange::Insert(new) => self.insert(target, new, judge),
+                RowChange::Insert(new, look) => self.insert(target, new, *look, judge),
                 RowChange::Update(old, new) => self.update(target, *old, new, judge),
                 RowChange::Delete(kind, old) => self.delete(target, *kind, old, judge),
             };
@@ -176,6 +189,7 @@ impl PartitionedTable {
         &mut self,
         target: &Target,
         new: &Tuple<'_>,
+        look: Look,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
         // SAFETY: slots and partitions belong to the open table.
@@ -192,7 +206,7 @@ impl PartitionedTable {
                 lacks,
             };
             let entered = leaf.table.enter();
-            let outcome = leaf.table.insert(&leaf.target, new, Some(&routed), judge);
+            let outcome = leaf.table.insert(&leaf.target, new, look, Some(&routed), judge);
             leaf.table.leave(entered);
             outcome
         }
@@ -236,7 +250,11 @@ impl PartitionedTable {
             let decision = match outcome {
                 Updated::Done(decision) => return Ok(decision),
                 Updated::ToInsert(decision) => {
+                    self.root.lacks = None;
                     self.root.fill_from_remote(target, new, false)?;
+                    if let Some(column) = self.root.lacks {
+                        return Err(target.incomplete(column));
+                    }
                     decision
                 }
                 // The old row is deleted, the new one stands in the root's slot.
@@ -245,6 +263,7 @@ impl PartitionedTable {
             let place = self.route(target)?;
             let slot = self.root.new_row;
             let leaf = &mut self.leaves[place];
+            leaf.target.check(Operation::Insert)?;
             let entered = leaf.table.enter();
             leaf.table.insert_routed(&Routed {
                 slot,
@@ -375,7 +394,7 @@ impl PartitionedTable {
             let previous = pg_sys::MemoryContextSwitchTo((*self.root.estate).es_query_cxt);
             let table = OpenTable::open(&leaf_target, false);
             pg_sys::MemoryContextSwitchTo(previous);
-            table
+            table?
         };
         // SAFETY: both relations are open.
         let places = unsafe {

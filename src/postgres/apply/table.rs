@@ -1,12 +1,15 @@
 //! A target table, opened for the current transaction, and the three changes of a row.
 
-use pg_ha_replication::codec::{Column as Value, OldKind, Tuple};
+use pg_ha_replication::codec::{OldKind, Tuple};
 use pg_ha_replication::conflict::{Action, Decision};
 use pgrx::pg_sys;
 
+use super::acting::{Acting, Actor, Operation};
+use super::compose::datum_of;
+use super::deferred::{self, Deferred};
 use super::find::{self, OpenIndex};
 use super::partitioned::Routed;
-use super::target::{Key, LocalColumn, Target};
+use super::target::{Key, Target};
 use super::{ApplyError, Found};
 use crate::postgres::version;
 
@@ -16,28 +19,62 @@ pub(crate) struct OpenTable {
     pub(super) relation: pg_sys::Relation,
     pub(super) estate: *mut pg_sys::EState,
     pub(super) result: *mut pg_sys::ResultRelInfo,
-    epq: *mut pg_sys::EPQState,
+    pub(super) epq: *mut pg_sys::EPQState,
     /// The row as it will be.
     pub(super) new_row: *mut pg_sys::TupleTableSlot,
     /// The row as it stands here.
-    local_row: *mut pg_sys::TupleTableSlot,
+    pub(super) local_row: *mut pg_sys::TupleTableSlot,
     /// What to look for, when whole rows are compared.
-    search_row: *mut pg_sys::TupleTableSlot,
+    pub(super) search_row: *mut pg_sys::TupleTableSlot,
+    /// What rows are found by, from the first search on.
     index: Option<OpenIndex>,
-    defaults: Vec<(usize, *mut pg_sys::ExprState)>,
+    pub(super) defaults: Vec<(usize, *mut pg_sys::ExprState)>,
     /// A column whose value neither came nor stood here, by its place among those that come; for who wants to know.
     pub(super) lacks: Option<usize>,
+    /// As whom its rows are changed.
+    actor: Actor,
     has_triggers: bool,
+    /// Those of them that are kept apart.
+    pub(super) deferred: Option<Deferred>,
     /// Updates may go straight to the table: nothing of the table's definition wants to see them first.
     direct_updates: bool,
-    indexes_open: bool,
+    pub(super) indexes_open: bool,
+}
+
+/// Whether an insert looks for the row that it may collide with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    First,
+    /// It does not, which saves two scans of the index: a unique violation then says that the row is there, and the
+    /// transaction has to be tried again with a look.
+    Never,
 }
 
 /// A change of one row, as it came.
 pub(crate) enum RowChange<'t, 'a> {
-    Insert(&'t Tuple<'a>),
+    Insert(&'t Tuple<'a>, Look),
     Update(Option<(OldKind, &'t Tuple<'a>)>, &'t Tuple<'a>),
     Delete(OldKind, &'t Tuple<'a>),
+}
+
+impl<'t, 'a> RowChange<'t, 'a> {
+    /// For messages: "INSERT into" and the like.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            RowChange::Insert(..) => "INSERT into",
+            RowChange::Update(..) => "UPDATE of",
+            RowChange::Delete(..) => "DELETE from",
+        }
+    }
+
+    /// The old and the new row, as far as they came.
+    pub(crate) fn rows(&self) -> (Option<(OldKind, &'t Tuple<'a>)>, Option<&'t Tuple<'a>>) {
+        match *self {
+            RowChange::Insert(new, _) => (None, Some(new)),
+            RowChange::Update(old, new) => (old, Some(new)),
+            RowChange::Delete(kind, old) => (Some((kind, old)), None),
+        }
+    }
 }
 
 /// What became of an update.
@@ -50,12 +87,26 @@ pub(super) enum Updated {
 }
 
 /// To be given back to [`OpenTable::leave`].
-pub(super) struct Entered(pg_sys::MemoryContext);
+#[must_use]
+pub(super) struct Entered {
+    memory: pg_sys::MemoryContext,
+    acting: Acting,
+}
 
 impl OpenTable {
     /// Opens the table and an executor state, in the current transaction. `locked`: it has been locked already
     /// ([`super::lock_table`]).
-    pub(crate) fn open(target: &Target, locked: bool) -> OpenTable {
+    ///
+    /// # Errors
+    /// Its deferred triggers and those of another owner cannot be told apart.
+    pub(crate) fn open(target: &Target, locked: bool) -> Result<OpenTable, ApplyError> {
+        let acting = target.actor.begin();
+        let opened = Self::open_as_owner(target, locked);
+        acting.end();
+        opened
+    }
+
+    fn open_as_owner(target: &Target, locked: bool) -> Result<OpenTable, ApplyError> {
         // SAFETY: in a transaction; the objects belong to the state's memory context, which lives as long as the
         // transaction does.
         unsafe {
@@ -77,6 +128,12 @@ impl OpenTable {
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
             pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
             fire_as_replica((*result).ri_TrigDesc);
+            let defers = !target.partitioned && deferred::settle((*result).ri_TrigDesc);
+            let deferred =
+                (defers && target.actor.restricted).then(|| Deferred::take_from((*result).ri_TrigDesc));
+            if defers {
+                target.actor.may_defer(&target.name)?;
+            }
             // Triggers that fire at the end of the statement find the table here instead of opening it again.
             (*estate).es_opened_result_relations =
                 pg_sys::lappend((*estate).es_opened_result_relations, result.cast());
@@ -92,15 +149,6 @@ impl OpenTable {
                 core::ptr::null_mut()
             };
             let local_row = pg_sys::table_slot_create(relation, &raw mut (*estate).es_tupleTable);
-            let index = match &target.key {
-                Key::Index {
-                    oid,
-                    columns,
-                    scan_keys,
-                } if !target.partitioned => Some(OpenIndex::open(relation, *oid, *scan_keys, columns.len())),
-                _ => None,
-            };
-            let index_is_some = index.is_some();
             let defaults = target
                 .defaulted
                 .iter()
@@ -120,7 +168,7 @@ impl OpenTable {
             let has_triggers = !target.partitioned && !(*relation).trigdesc.is_null();
             let constraints = (*desc).constr;
             let generates = !constraints.is_null() && (*constraints).has_generated_stored;
-            OpenTable {
+            Ok(OpenTable {
                 relation,
                 estate,
                 result,
@@ -128,13 +176,18 @@ impl OpenTable {
                 new_row,
                 local_row,
                 search_row,
-                index,
+                index: None,
                 defaults,
                 lacks: None,
+                actor: target.actor,
                 has_triggers,
-                direct_updates: !has_triggers && !generates && index_is_some,
+                deferred,
+                direct_updates: !has_triggers
+                    && !generates
+                    && !target.partitioned
+                    && matches!(target.key, Key::Index { .. }),
                 indexes_open: false,
-            }
+            })
         }
     }
 
@@ -170,7 +223,7 @@ impl OpenTable {
         unsafe {
             let entered = self.enter();
             let outcome = match change {
-                RowChange::Insert(new) => self.insert(target, new, None, judge),
+                RowChange::Insert(new, look) => self.insert(target, new, *look, None, judge),
                 RowChange::Update(old, new) => match self.update(target, *old, new, None, judge) {
                     Ok(Updated::Done(decision) | Updated::ToInsert(decision) | Updated::Moves(decision)) => {
                         Ok(decision)
@@ -191,6 +244,7 @@ impl OpenTable {
     pub(super) unsafe fn enter(&mut self) -> Entered {
         // SAFETY: the state lives as long as the open table.
         unsafe {
+            let acting = self.actor.begin();
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             (*self.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             let memory = (*per_tuple_context(self.estate)).ecxt_per_tuple_memory;
@@ -198,7 +252,10 @@ impl OpenTable {
             if self.has_triggers {
                 pg_sys::AfterTriggerBeginQuery();
             }
-            Entered(previous)
+            Entered {
+                memory: previous,
+                acting,
+            }
         }
     }
 
@@ -206,7 +263,7 @@ impl OpenTable {
     ///
     /// # Safety
     /// Once after each [`Self::enter`].
-    pub(super) unsafe fn leave(&mut self, Entered(previous): Entered) {
+    pub(super) unsafe fn leave(&mut self, entered: Entered) {
         // SAFETY: undoes what `enter` did, in reverse.
         unsafe {
             if self.has_triggers {
@@ -215,10 +272,11 @@ impl OpenTable {
             pg_sys::ExecClearTuple(self.local_row);
             pg_sys::ExecClearTuple(self.new_row);
             pg_sys::PopActiveSnapshot();
-            pg_sys::MemoryContextSwitchTo(previous);
+            pg_sys::MemoryContextSwitchTo(entered.memory);
             pg_sys::MemoryContextReset((*per_tuple_context(self.estate)).ecxt_per_tuple_memory);
             pg_sys::CommandCounterIncrement();
         }
+        entered.acting.end();
     }
 
     /// Inserts a row; `routed`: as it stands composed for the table above.
@@ -229,15 +287,17 @@ impl OpenTable {
         &mut self,
         target: &Target,
         new: &Tuple<'_>,
+        look: Look,
         routed: Option<&Routed<'_>>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        target.check(Operation::Insert)?;
         // SAFETY: the slots belong to the open table.
         unsafe {
             let found = match target.key {
-                Key::Index { .. } => self.find(target, OldKind::Full, new, true)?,
+                Key::Index { .. } if look == Look::First => self.find(target, OldKind::Full, new, true)?,
                 // Without a key there is nothing that an insert could collide with.
-                Key::Full | Key::None => Found::Missing,
+                Key::Index { .. } | Key::Full | Key::None => Found::Missing,
             };
             let decision = judge(found);
             match decision.action {
@@ -284,6 +344,7 @@ impl OpenTable {
     ) -> Result<Updated, ApplyError> {
         let (kind, key_row) = old.unwrap_or((OldKind::Full, new));
         let mut direct = self.direct_updates;
+        target.check(Operation::Update)?;
         // SAFETY: the slots belong to the open table.
         unsafe {
             loop {
@@ -292,7 +353,14 @@ impl OpenTable {
                 match decision.action {
                     Action::Skip | Action::Delete => {}
                     Action::Insert if routed.is_some() => return Ok(Updated::ToInsert(decision)),
-                    Action::Insert => self.insert_row(target, new)?,
+                    Action::Insert => {
+                        self.lacks = None;
+                        self.fill_from_remote(target, new, false)?;
+                        if let Some(column) = self.lacks {
+                            return Err(target.incomplete(column));
+                        }
+                        self.insert_new_row();
+                    }
                     Action::Update => {
                         self.fill_from_remote(target, new, true)?;
                         if let Some(routed) = routed
@@ -329,6 +397,7 @@ impl OpenTable {
         old: &Tuple<'_>,
         judge: &mut dyn FnMut(Found) -> Decision,
     ) -> Result<Decision, ApplyError> {
+        target.check(Operation::Delete)?;
         // SAFETY: the slots belong to the open table.
         unsafe {
             let found = self.find(target, kind, old, true)?;
@@ -337,110 +406,6 @@ impl OpenTable {
                 self.delete_locked_row();
             }
             Ok(decision)
-        }
-    }
-
-    /// # Safety
-    /// Within [`Self::apply`].
-    unsafe fn insert_row(&mut self, target: &Target, new: &Tuple<'_>) -> Result<(), ApplyError> {
-        // SAFETY: the slots belong to the open table.
-        unsafe {
-            self.fill_from_remote(target, new, false)?;
-            self.insert_new_row();
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// Within [`Self::apply`]; `new_row` holds a row.
-    unsafe fn insert_new_row(&mut self) {
-        // SAFETY: the slots belong to the open table.
-        unsafe {
-            self.open_indexes();
-            pg_sys::ExecSimpleRelationInsert(self.result, self.estate, self.new_row);
-        }
-    }
-
-    /// Inserts a row that was composed for the table above.
-    ///
-    /// # Safety
-    /// Within [`Self::apply`] of that table.
-    pub(super) unsafe fn insert_routed(&mut self, routed: &Routed<'_>) {
-        // SAFETY: the slots belong to the open tables.
-        unsafe {
-            routed.give(self.new_row);
-            self.insert_new_row();
-        }
-    }
-
-    /// # Safety
-    /// Within [`Self::apply`]; `local_row` holds a locked row, `new_row` what it becomes.
-    unsafe fn update_locked_row(&mut self) {
-        // SAFETY: the slots belong to the open table.
-        unsafe {
-            self.open_indexes();
-            pg_sys::ExecSimpleRelationUpdate(
-                self.result,
-                self.estate,
-                self.epq,
-                self.local_row,
-                self.new_row,
-            );
-        }
-    }
-
-    /// # Safety
-    /// Within [`Self::apply`]; `local_row` holds a locked row.
-    unsafe fn delete_locked_row(&mut self) {
-        // SAFETY: the slots belong to the open table.
-        unsafe {
-            self.open_indexes();
-            pg_sys::ExecSimpleRelationDelete(self.result, self.estate, self.epq, self.local_row);
-        }
-    }
-
-    /// Updates the row without locking it first, which saves a WAL record and a visit of the page, and without opening
-    /// the indexes when none of their columns changes. False when the row is no longer the one that was found.
-    ///
-    /// This is ExecSimpleRelationUpdate of PostgreSQL for a table without triggers and generated columns.
-    ///
-    /// # Safety
-    /// Within [`Self::apply`]; `local_row` holds a row, `new_row` what it becomes.
-    unsafe fn update_row(&mut self) -> bool {
-        // SAFETY: the relation is open and the slots belong to it.
-        unsafe {
-            pg_sys::CheckCmdReplicaIdentity(self.relation, pg_sys::CmdType::CMD_UPDATE);
-            if !(*(*self.relation).rd_att).constr.is_null() {
-                pg_sys::ExecConstraints(self.result, self.new_row, self.estate);
-            }
-            if (*(*self.relation).rd_rel).relispartition {
-                pg_sys::ExecPartitionCheck(self.result, self.new_row, self.estate, true);
-            }
-            let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
-            let updated = version::update_tuple(self.relation, self.local_row, self.new_row);
-            if let Some(version::Updated {
-                new_index_entries: Some(which),
-            }) = updated
-            {
-                self.open_indexes();
-                version::insert_index_entries(self.result, self.new_row, self.estate, which);
-            }
-            pg_sys::MemoryContextSwitchTo(previous);
-            updated.is_some()
-        }
-    }
-
-    /// # Safety
-    /// Within [`Self::apply`].
-    unsafe fn open_indexes(&mut self) {
-        if !self.indexes_open {
-            self.indexes_open = true;
-            // SAFETY: the state outlives the indexes; its memory is where they are kept.
-            unsafe {
-                let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
-                pg_sys::ExecOpenIndices(self.result, false);
-                pg_sys::MemoryContextSwitchTo(previous);
-            }
         }
     }
 
@@ -457,8 +422,21 @@ impl OpenTable {
     ) -> Result<Found, ApplyError> {
         // SAFETY: keys are decoded into the per-tuple memory, which outlives the search.
         unsafe {
-            let found = match (&target.key, &mut self.index) {
-                (Key::Index { columns, .. }, Some(index)) => {
+            let found = match &target.key {
+                Key::Index {
+                    oid,
+                    columns,
+                    scan_keys,
+                } if !target.partitioned => {
+                    let index = match &mut self.index {
+                        Some(index) => index,
+                        none => {
+                            let previous = pg_sys::MemoryContextSwitchTo((*self.estate).es_query_cxt);
+                            let opened = OpenIndex::open(self.relation, *oid, *scan_keys, columns.len());
+                            pg_sys::MemoryContextSwitchTo(previous);
+                            none.insert(opened)
+                        }
+                    };
                     index.clear_keys();
                     for (position, value) in row.columns().enumerate() {
                         // A key row has the key columns alone.
@@ -476,7 +454,7 @@ impl OpenTable {
                     pg_sys::MemoryContextSwitchTo(previous);
                     found
                 }
-                (Key::Full, _) => {
+                Key::Full => {
                     self.fill(target, row, self.search_row, false)?;
                     find::by_whole_row(self.relation, self.search_row, self.local_row, &target.columns)
                 }
@@ -487,116 +465,6 @@ impl OpenTable {
             } else {
                 Found::Missing
             })
-        }
-    }
-
-    /// Composes the new row; over the local one where there is one, so that columns the provider does not send, and
-    /// values it left out because they did not change, stay.
-    ///
-    /// # Safety
-    /// Within [`Self::apply`].
-    pub(super) unsafe fn fill_from_remote(
-        &mut self,
-        target: &Target,
-        row: &Tuple<'_>,
-        over: bool,
-    ) -> Result<(), ApplyError> {
-        // SAFETY: the slots belong to the open table.
-        unsafe {
-            self.fill(target, row, self.new_row, over)?;
-            if !over {
-                let context = per_tuple_context(self.estate);
-                for (column, expression) in &self.defaults {
-                    let mut null = true;
-                    let value = pg_sys::ExecEvalExpr(*expression, context, &mut null);
-                    *(*self.new_row).tts_values.add(*column) = value;
-                    *(*self.new_row).tts_isnull.add(*column) = null;
-                }
-            }
-            Ok(())
-        }
-    }
-
-    /// Composes a row of which only the key is known.
-    ///
-    /// # Safety
-    /// Within [`Self::apply`].
-    pub(super) unsafe fn fill_key(
-        &mut self,
-        target: &Target,
-        kind: OldKind,
-        row: &Tuple<'_>,
-    ) -> Result<(), ApplyError> {
-        // SAFETY: the slot has as many columns as the table.
-        unsafe {
-            let slot = self.new_row;
-            clear(slot);
-            for (position, value) in row.columns().enumerate() {
-                let position = match kind {
-                    OldKind::Full => position,
-                    OldKind::Key => target.key_columns.get(position).copied().unwrap_or(usize::MAX),
-                };
-                if let Some(column) = target.columns.get(position) {
-                    let datum = datum_of(target, column, &value)?;
-                    *(*slot).tts_isnull.add(column.index) = datum.is_none();
-                    *(*slot).tts_values.add(column.index) = datum.unwrap_or(pg_sys::Datum::from(0));
-                }
-            }
-            pg_sys::ExecStoreVirtualTuple(slot);
-            Ok(())
-        }
-    }
-
-    /// # Safety
-    /// `slot` is a virtual slot of this table; with `over`, `local_row` holds a row.
-    unsafe fn fill(
-        &mut self,
-        target: &Target,
-        row: &Tuple<'_>,
-        slot: *mut pg_sys::TupleTableSlot,
-        over: bool,
-    ) -> Result<(), ApplyError> {
-        // SAFETY: both arrays have as many members as the table has columns; by-reference values copied from the
-        // local row stay pinned with it.
-        unsafe {
-            let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
-            let (values, nulls) = ((*slot).tts_values, (*slot).tts_isnull);
-            if over {
-                pg_sys::ExecClearTuple(slot);
-                pg_sys::slot_getallattrs(self.local_row);
-                core::ptr::copy_nonoverlapping((*self.local_row).tts_values, values, natts);
-                core::ptr::copy_nonoverlapping((*self.local_row).tts_isnull, nulls, natts);
-            } else {
-                clear(slot);
-            }
-            for (place, (column, value)) in target.columns.iter().zip(row.columns()).enumerate() {
-                if matches!(value, Value::Unchanged) {
-                    if !over {
-                        self.lacks = Some(place);
-                    }
-                    continue;
-                }
-                let datum = datum_of(target, column, &value)?;
-                *nulls.add(column.index) = datum.is_none();
-                *values.add(column.index) = datum.unwrap_or(pg_sys::Datum::from(0));
-            }
-            pg_sys::ExecStoreVirtualTuple(slot);
-            Ok(())
-        }
-    }
-}
-
-/// Makes all columns of a virtual slot null; ExecStoreVirtualTuple is still to come.
-///
-/// # Safety
-/// `slot` is a virtual slot.
-pub(super) unsafe fn clear(slot: *mut pg_sys::TupleTableSlot) {
-    // SAFETY: both arrays have as many members as the descriptor has columns.
-    unsafe {
-        pg_sys::ExecClearTuple(slot);
-        for index in 0..(*(*slot).tts_tupleDescriptor).natts as usize {
-            *(*slot).tts_values.add(index) = pg_sys::Datum::from(0);
-            *(*slot).tts_isnull.add(index) = true;
         }
     }
 }
@@ -623,67 +491,9 @@ pub(super) unsafe fn fire_as_replica(triggers: *mut pg_sys::TriggerDesc) {
     }
 }
 
-/// The datum of a value that came; None is null. Allocated in the current memory context.
-///
-/// # Safety
-/// In a transaction, with an active snapshot (input functions may need one).
-unsafe fn datum_of(
-    target: &Target,
-    column: &LocalColumn,
-    value: &Value<'_>,
-) -> Result<Option<pg_sys::Datum>, ApplyError> {
-    let bad = |length| ApplyError::BadValue {
-        table: target.name.clone(),
-        column: column.name.clone(),
-        length,
-    };
-    // SAFETY: text is copied and nul-terminated before the input function sees it; the receive function gets a
-    // buffer of its own.
-    unsafe {
-        match value {
-            Value::Null | Value::Unchanged => Ok(None),
-            Value::Plain(bytes) => match (column.plain, column.foreign) {
-                (Some(plain), _) => plain.decode(bytes).map(Some).ok_or_else(|| bad(bytes.len())),
-                (None, Some((plain, output))) => {
-                    let foreign = plain.decode(bytes).ok_or_else(|| bad(bytes.len()))?;
-                    let text = pg_sys::OidOutputFunctionCall(output, foreign);
-                    Ok(Some(input(column, text)))
-                }
-                (None, None) => Err(bad(bytes.len())),
-            },
-            Value::Text(bytes) => {
-                let text: *mut core::ffi::c_char = pg_sys::palloc(bytes.len() + 1).cast();
-                core::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), text, bytes.len());
-                *text.add(bytes.len()) = 0;
-                Ok(Some(input(column, text)))
-            }
-            Value::Binary(bytes) => {
-                let Some(receive) = column.receive else {
-                    return Err(bad(bytes.len()));
-                };
-                let mut buffer = pg_sys::StringInfoData::default();
-                pg_sys::initStringInfo(&mut buffer);
-                pg_sys::appendBinaryStringInfo(&mut buffer, bytes.as_ptr().cast(), bytes.len() as i32);
-                let datum = pg_sys::ReceiveFunctionCall(receive, &mut buffer, column.io_param, column.typmod);
-                if buffer.cursor != buffer.len {
-                    return Err(bad(bytes.len()));
-                }
-                Ok(Some(datum))
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `text` is nul-terminated.
-unsafe fn input(column: &LocalColumn, text: *mut core::ffi::c_char) -> pg_sys::Datum {
-    // SAFETY: the type's own input function with its own parameters, kept in the target's memory.
-    unsafe { pg_sys::InputFunctionCall(column.input, text, column.io_param, column.typmod) }
-}
-
 /// # Safety
 /// `estate` is valid.
-unsafe fn per_tuple_context(estate: *mut pg_sys::EState) -> *mut pg_sys::ExprContext {
+pub(super) unsafe fn per_tuple_context(estate: *mut pg_sys::EState) -> *mut pg_sys::ExprContext {
     // SAFETY: made at the first call, then kept in the state.
     unsafe {
         let context = (*estate).es_per_tuple_exprcontext;

@@ -9,6 +9,8 @@ use pg_ha_replication::codec::{self, ReplicaIdentity};
 use pgrx::pg_sys;
 
 use super::ApplyError;
+use super::acting::{Acting, Actor, Operation, Rights};
+use super::compose;
 use crate::postgres::values::Plain;
 use crate::postgres::{invalidation, values, version};
 
@@ -43,6 +45,9 @@ pub(crate) struct Target {
     /// Which of the remote columns a key row has, in order.
     pub(crate) key_columns: Vec<usize>,
     pub(crate) partitioned: bool,
+    /// As whom its rows are changed, and with which rights.
+    pub(super) actor: Actor,
+    rights: Rights,
     /// What is sent, as partitions need it to be targets themselves.
     remote: Rc<RemoteTable>,
     partitions: RefCell<Partitions>,
@@ -63,12 +68,23 @@ pub(crate) struct LocalColumn {
     /// The plain form can be taken as it is: same type, and no length to enforce.
     pub(crate) plain: Option<Plain>,
     pub(crate) typmod: i32,
+    pub(super) output: pg_sys::Oid,
     /// In the target's memory.
     pub(crate) input: *mut pg_sys::FmgrInfo,
     pub(crate) receive: Option<*mut pg_sys::FmgrInfo>,
     pub(crate) io_param: pg_sys::Oid,
-    /// What the provider's plain form is, and the function that turns it into text for a local type that differs.
-    pub(crate) foreign: Option<(Plain, pg_sys::Oid)>,
+    /// For a local type that differs: how the provider's built-in type is read and turned into text.
+    pub(super) foreign: Option<Foreign>,
+}
+
+/// A built-in type of the provider that is not, or not exactly, the local column's.
+pub(super) struct Foreign {
+    /// How it comes: plain,
+    pub(super) plain: Option<Plain>,
+    /// or binary.
+    pub(super) receive: Option<*mut pg_sys::FmgrInfo>,
+    pub(super) io_param: pg_sys::Oid,
+    pub(super) output: pg_sys::Oid,
 }
 
 /// How rows are found.
@@ -167,6 +183,7 @@ impl Target {
                 pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
+            let actor = Actor::for_owner(form.relowner);
             let mut target = Target {
                 memory,
                 oid: (*relation).rd_id,
@@ -178,6 +195,8 @@ impl Target {
                     .filter(|place| remote.columns[*place].key)
                     .collect(),
                 partitioned,
+                actor,
+                rights: actor.rights((*relation).rd_id),
                 remote: Rc::clone(remote),
                 partitions: RefCell::default(),
             };
@@ -262,12 +281,59 @@ impl Target {
         }
     }
 
+    /// A value of a remote column as text, as the local column's type writes it; None is null.
+    ///
+    /// # Errors
+    /// The value does not fit; what PostgreSQL raises comes as a panic.
+    pub(crate) fn text_of(
+        &self,
+        place: usize,
+        value: &codec::Column<'_>,
+    ) -> Result<Option<String>, ApplyError> {
+        let Some(column) = self.columns.get(place) else {
+            return Ok(None);
+        };
+        let acting = self.act();
+        // SAFETY: in a transaction, with a snapshot for functions that want one.
+        let text = unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let text = compose::text_of(self, column, value);
+            pg_sys::PopActiveSnapshot();
+            text
+        };
+        acting.end();
+        text
+    }
+
+    /// Whether the provider's type of a column is built in, with the same operators everywhere.
+    pub(crate) fn key_is_built_in(&self, place: usize) -> bool {
+        self.remote
+            .columns
+            .get(place)
+            .is_some_and(|column| column.type_oid.to_u32() < pg_sys::FirstGenbkiObjectId)
+    }
+
+    /// The provider's table, quoted.
+    pub(crate) fn remote_name(&self) -> String {
+        self.remote.qualified_name()
+    }
+
     pub(super) fn incomplete(&self, place: usize) -> ApplyError {
         let column = self.columns.get(place);
         ApplyError::Incomplete {
             table: self.name.clone(),
             column: column.map_or_else(String::new, |column| column.name.clone()),
         }
+    }
+
+    /// Whether the acting user may make this change.
+    pub(crate) fn check(&self, operation: Operation) -> Result<(), ApplyError> {
+        self.rights.check(self.actor, &self.name, operation)
+    }
+
+    /// Begins to act as whoever changes the table.
+    pub(crate) fn act(&self) -> Acting {
+        self.actor.begin()
     }
 
     pub(crate) fn no_key(&self) -> ApplyError {
@@ -286,22 +352,26 @@ impl LocalColumn {
         memory: pg_sys::MemoryContext,
     ) -> Result<LocalColumn, ApplyError> {
         let local_type = attribute.atttypid;
-        let (mut input, mut receive, mut io_param) =
-            (pg_sys::InvalidOid, pg_sys::InvalidOid, pg_sys::InvalidOid);
+        let (mut input, mut io_param) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         // SAFETY: look-ups of an existing type; function descriptions live in the target's memory.
         unsafe {
             pg_sys::getTypeInputInfo(local_type, &mut input, &mut io_param);
             let input_call = function(input, memory);
+            let (mut local_output, mut varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(local_type, &mut local_output, &mut varlena);
             let same = local_type == remote.type_oid;
-            let mut receive_call = None;
-            if same && values::has_binary_form(local_type) {
-                pg_sys::getTypeBinaryInputInfo(local_type, &mut receive, &mut io_param);
-                receive_call = Some(function(receive, memory));
-            }
-            let remote_plain = Plain::of(remote.type_oid);
+            // A length or precision that may not hold the value is enforced by way of text, so that an error can show
+            // the value.
             let as_is = same && (attribute.atttypmod == -1 || attribute.atttypmod == remote.typmod);
+            let binary = values::has_binary_form(remote.type_oid);
+            let receive_call = |memory| {
+                let (mut receive, mut io_param) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+                pg_sys::getTypeBinaryInputInfo(remote.type_oid, &mut receive, &mut io_param);
+                (function(receive, memory), io_param)
+            };
+            let remote_plain = Plain::of(remote.type_oid);
             let foreign = match remote_plain {
-                Some(plain) if !as_is => {
+                plain if !as_is && (plain.is_some() || binary) => {
                     if !same && !text_converts(local_type, remote.type_oid) {
                         return Err(ApplyError::TypeMismatch {
                             table: table.to_owned(),
@@ -312,7 +382,13 @@ impl LocalColumn {
                     }
                     let (mut output, mut varlena) = (pg_sys::InvalidOid, false);
                     pg_sys::getTypeOutputInfo(remote.type_oid, &mut output, &mut varlena);
-                    Some((plain, output))
+                    let receive = binary.then(|| receive_call(memory));
+                    Some(Foreign {
+                        plain,
+                        receive: receive.map(|(function, _)| function),
+                        io_param: receive.map_or(pg_sys::InvalidOid, |(_, io_param)| io_param),
+                        output,
+                    })
                 }
                 _ => None,
             };
@@ -321,8 +397,9 @@ impl LocalColumn {
                 name: remote.name.clone(),
                 plain: if as_is { remote_plain } else { None },
                 typmod: attribute.atttypmod,
+                output: local_output,
                 input: input_call,
-                receive: receive_call,
+                receive: (as_is && binary).then(|| receive_call(memory).0),
                 io_param,
                 foreign,
             })
@@ -371,6 +448,9 @@ unsafe fn format_type(type_oid: pg_sys::Oid) -> String {
     }
 }
 
+/// How rows of the table are found with what the provider sends of them: by the replica identity index, else by the
+/// primary key, else by any other unique index of key columns alone; the two nodes need not have chosen the same one.
+///
 /// # Safety
 /// `relation` is open and locked.
 unsafe fn key_of(
@@ -379,33 +459,55 @@ unsafe fn key_of(
     columns: &[LocalColumn],
     memory: pg_sys::MemoryContext,
 ) -> Key {
-    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    // SAFETY: the relation's own list of indexes, a copy that is freed again.
     unsafe {
-        let mut oid = pg_sys::RelationGetReplicaIndex(relation);
-        if oid == pg_sys::InvalidOid {
-            oid = version::primary_key_index(relation);
+        let mut candidates = vec![
+            pg_sys::RelationGetReplicaIndex(relation),
+            version::primary_key_index(relation),
+        ];
+        // Whole rows may have nulls, of which such an index can have many.
+        if !remote.full_identity {
+            let list = pg_sys::RelationGetIndexList(relation);
+            let count = if list.is_null() { 0 } else { (*list).length };
+            candidates.extend((0..count).map(|place| pg_sys::list_nth_oid(list, place)));
+            pg_sys::list_free(list);
         }
-        let otherwise = if remote.full_identity {
+        candidates.retain(|oid| *oid != pg_sys::InvalidOid);
+        let found = candidates
+            .into_iter()
+            .find_map(|oid| key_by_index(oid, remote, columns, memory));
+        found.unwrap_or(if remote.full_identity {
             Key::Full
         } else {
             Key::None
-        };
-        if oid == pg_sys::InvalidOid {
-            return otherwise;
-        }
+        })
+    }
+}
+
+/// # Safety
+/// The index belongs to a relation that is open and locked.
+unsafe fn key_by_index(
+    oid: pg_sys::Oid,
+    remote: &RemoteTable,
+    columns: &[LocalColumn],
+    memory: pg_sys::MemoryContext,
+) -> Option<Key> {
+    // SAFETY: index metadata is read while the index is open; operators come from its own operator families.
+    unsafe {
         let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
-        if (*(*index).rd_rel).relam != pg_sys::BTREE_AM_OID {
-            // Of another access method's strategies it is not known which one is equality.
-            pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
-            return otherwise;
-        }
         let form = &*(*index).rd_index;
-        let count = form.indnkeyatts as usize;
+        let usable = form.indisunique
+            && form.indimmediate
+            && form.indisvalid
+            // Of another access method's strategies it is not known which one is equality.
+            && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
+            && pg_sys::RelationGetIndexPredicate(index).is_null();
+        let count = if usable { form.indnkeyatts as usize } else { 0 };
         let attributes = form.indkey.values.as_slice(count);
         // The functions of the keys may keep things of their own in the context that is current here.
         let previous = pg_sys::MemoryContextSwitchTo(memory);
         let scan_keys: *mut pg_sys::ScanKeyData =
-            pg_sys::palloc0(count * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
+            pg_sys::palloc0(count.max(1) * core::mem::size_of::<pg_sys::ScanKeyData>()).cast();
         let mut places = Vec::with_capacity(count);
         for (position, attribute) in attributes.iter().enumerate() {
             let place = columns
@@ -436,15 +538,11 @@ unsafe fn key_of(
         }
         pg_sys::MemoryContextSwitchTo(previous);
         pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
-        if places.len() == count {
-            Key::Index {
-                oid,
-                columns: places,
-                scan_keys,
-            }
-        } else {
-            otherwise
-        }
+        (usable && places.len() == count).then_some(Key::Index {
+            oid,
+            columns: places,
+            scan_keys,
+        })
     }
 }
 

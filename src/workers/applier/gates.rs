@@ -104,14 +104,21 @@ impl Gates {
         crate::workers::read(|| catalog::set_ready(&ids))?;
         self.copied.retain(|(_, _, from)| *from > position);
         let subscription = self.place.text.read(|text| text.name.as_str().to_owned());
-        for (_, table) in passed {
-            events::record(
-                "table_copied",
-                Severity::Info,
-                &format!("table {table} of subscription \"{subscription}\" is copied and replicates"),
-                serde_json::json!({ "subscription": subscription, "table": table }),
-            );
-        }
+        // One event for all that came together: each is a write to the disk that the stream waits for.
+        let tables: Vec<String> = passed.into_iter().map(|(_, table)| table).collect();
+        let what = match tables.as_slice() {
+            [table] => format!("table {table} of subscription \"{subscription}\" is copied and replicates"),
+            tables => format!(
+                "{} tables of subscription \"{subscription}\" are copied and replicate",
+                tables.len()
+            ),
+        };
+        events::record(
+            "table_copied",
+            Severity::Info,
+            &what,
+            serde_json::json!({ "subscription": subscription, "tables": tables }),
+        );
         shared_state::catalog_changed();
         Ok(())
     }

@@ -6,7 +6,25 @@ use std::time::{Duration, Instant};
 use pg_ha_replication::conflict::{Conflict, Local, Version};
 use pgrx::prelude::*;
 
+use crate::durable::events::{self, Severity};
 use crate::shared_state::layout::{Subscription, TableCounters};
+
+/// Says that a table of the provider was copied there from another node, and what follows from that here.
+pub(super) fn copied_on_provider(place: &Subscription, schema: &str, name: &str) {
+    let subscription = place.text.read(|text| text.name.as_str().to_owned());
+    let table = pgrx::spi::quote_qualified_identifier(schema, name);
+    let what = format!(
+        "table {table} of subscription \"{subscription}\" was copied on the provider: its rows were not forwarded, nor what \
+         changed during the copy; ha.sub_resync_table brings them here"
+    );
+    log!("pg_ha {what}");
+    events::record(
+        "table_copied_on_provider",
+        Severity::Warning,
+        &what,
+        serde_json::json!({ "subscription": subscription, "table": table }),
+    );
+}
 
 /// At most one line in the log per this time; the counters tell of all.
 const QUIET: Duration = Duration::from_secs(1);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use pg_ha_replication::codec;
+use pg_ha_replication::once::Shape;
 
 use crate::catalog::{self, subscription_tables};
 use crate::postgres::apply::target::{RemoteTable, Target};
@@ -27,6 +28,7 @@ pub(in crate::workers) enum Gate {
 /// A table of the provider.
 pub(in crate::workers) struct Known {
     remote: Rc<RemoteTable>,
+    shape: Rc<Shape>,
     gate: Gate,
     /// Its local counterpart, until that changes.
     target: Option<Target>,
@@ -41,6 +43,10 @@ pub(in crate::workers) enum TruncateError {
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
 }
+
+/// How many tables are open at once. Each open one holds a scan of its index, and with it a page of the server's shared
+/// buffers, and some kilobytes: a transaction that changes thousands of tables must not hold that of all of them.
+const MAX_OPEN: usize = 128;
 
 /// All of them, and those that the current transaction has opened.
 pub(in crate::workers) struct Tables {
@@ -70,6 +76,7 @@ impl Tables {
         let remote = RemoteTable::new(relation);
         let known = Known {
             gate: gate(&self.gates, &remote),
+            shape: Rc::new(shape(&remote)),
             remote: Rc::new(remote),
             target: None,
             counters: None,
@@ -128,8 +135,16 @@ impl Tables {
         id: u32,
     ) -> Result<(&Target, &mut Opened, Option<&'static TableCounters>), ApplyError> {
         let place = match self.open.iter().position(|(open, _)| *open == id) {
+            // Those in steady use come to the front, where they are found at once.
+            Some(place) if place >= 8 => {
+                self.open.swap(place, place / 2);
+                place / 2
+            }
             Some(place) => place,
             None => {
+                if self.open.len() >= MAX_OPEN {
+                    self.close();
+                }
                 let opened = self.open_now(id)?;
                 self.open.push((id, opened));
                 self.open.len() - 1
@@ -150,7 +165,7 @@ impl Tables {
             if let Some(target) = self.known.get(&id).and_then(|known| known.target.as_ref())
                 && target.oid == oid
             {
-                return Ok(Opened::open(target));
+                return Opened::open(target);
             }
         }
     }
@@ -168,6 +183,12 @@ impl Tables {
         Ok(())
     }
 
+    /// By what changes of the table are recognised when they come again.
+    pub(in crate::workers) fn shape(&self, id: u32) -> Result<Rc<Shape>, ApplyError> {
+        let known = self.known.get(&id).ok_or(ApplyError::UnknownTable(id))?;
+        Ok(Rc::clone(&known.shape))
+    }
+
     pub(in crate::workers) fn target(&self, id: u32) -> Result<&Target, ApplyError> {
         self.known
             .get(&id)
@@ -175,7 +196,7 @@ impl Tables {
             .ok_or(ApplyError::UnknownTable(id))
     }
 
-    /// Closes what the transaction opened; before its commit.
+    /// Closes what the transaction opened; before its commit, or to open others.
     pub(in crate::workers) fn close(&mut self) {
         for (_, open) in self.open.drain(..) {
             open.close();
@@ -200,11 +221,18 @@ impl Tables {
             return;
         }
         for (id, known) in &mut self.known {
-            if !in_use.contains(id) && known.target.as_ref().is_some_and(&is_changed) {
+            if known.target.as_ref().is_some_and(&is_changed) && !in_use.contains(id) {
                 known.target = None;
             }
         }
     }
+}
+
+fn shape(remote: &RemoteTable) -> Shape {
+    // Where whole rows are the identity there may be several alike.
+    let columns = remote.columns.iter();
+    let columns = columns.map(|column| (column.name.as_str(), column.key && !remote.full_identity));
+    Shape::new(&remote.namespace, &remote.name, columns)
 }
 
 fn gate(gates: &HashMap<(String, String), Gate>, remote: &RemoteTable) -> Gate {

@@ -1,4 +1,4 @@
-//! The changes of one table from its snapshot to where the applier is, in the copier's own transaction.
+//! The changes of the tables from their snapshot to where the applier is, in the copier's own transaction.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Acquire;
@@ -11,12 +11,15 @@ use pg_ha_replication::options::PluginOptions;
 use pg_ha_replication::stream::StreamCheck;
 
 use super::{Failure, Work};
+use crate::catalog::row_versions::{self, RowVersion};
 use crate::catalog::subscription_tables as catalog;
-use crate::postgres::apply::table::RowChange;
+use crate::postgres::apply::table::{Look, RowChange};
+use crate::postgres::apply::{self, versions};
 use crate::postgres::walreceiver::{Connection, Received, StatusSender};
 use crate::postgres::{server, worker};
 use crate::shared_state;
 use crate::shared_state::copies::Phase;
+use crate::workers::applier::complete::Completer;
 use crate::workers::applier::tables::Tables;
 use crate::workers::applier::transaction::local;
 
@@ -26,17 +29,24 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Time between two reports to the provider.
 const REPORT: Duration = Duration::from_secs(5);
 
+/// Versions that are gathered before they are noted.
+const GATHERED: usize = 10_000;
+
 /// Time between two looks whether the applier waits for this process instead of answering it.
 const LOOK_FOR_LOCKS: Duration = Duration::from_secs(2);
 
-/// The table on its way.
+/// The tables on their way.
 pub(super) struct CatchUp<'w> {
     work: &'w Work,
     tables: Tables,
+    completer: Completer,
     check: StreamCheck,
     origins: HashMap<u16, NodeId>,
-    /// The table's number in the stream, once the provider has described it.
-    relation: Option<u32>,
+    /// The numbers of our tables in the stream, as far as the provider has described them, each with its place among
+    /// the pieces of work.
+    relations: HashMap<u32, usize>,
+    /// The pieces by schema and name.
+    pieces: HashMap<(&'w str, &'w str), usize>,
     /// The transaction whose changes are coming.
     open: Option<Version>,
     start: u64,
@@ -44,20 +54,33 @@ pub(super) struct CatchUp<'w> {
     position: u64,
     /// Where the last one that came ended.
     last: u64,
+    /// Whether anybody's changes may still be on their way that the rows have to be compared with.
+    note: bool,
+    /// The versions of the rows that were written, until they are noted.
+    versions: Vec<RowVersion>,
 }
 
 impl<'w> CatchUp<'w> {
-    pub(super) fn new(work: &'w Work, start: u64) -> CatchUp<'w> {
+    pub(super) fn new(work: &'w Work, start: u64, note: bool) -> CatchUp<'w> {
         CatchUp {
             work,
-            tables: Tables::new(work.table.subscription_id),
+            tables: Tables::new(work.subscription.id),
+            completer: Completer::new(&work.subscription.dsn),
             check: StreamCheck::new(),
             origins: HashMap::new(),
-            relation: None,
+            relations: HashMap::new(),
+            pieces: work
+                .pieces
+                .iter()
+                .enumerate()
+                .map(|(number, piece)| ((piece.table.schema.as_str(), piece.table.name.as_str()), number))
+                .collect(),
             open: None,
             start,
             position: start,
             last: start,
+            note,
+            versions: Vec::new(),
         }
     }
 
@@ -77,6 +100,7 @@ impl<'w> CatchUp<'w> {
             }
             if let Some(end) = self.meet_applier() {
                 self.tables.close();
+                self.note_versions()?;
                 return Ok(end);
             }
             let lost = |error: crate::postgres::walreceiver::StreamError| Failure::Lost(error.to_string());
@@ -86,7 +110,7 @@ impl<'w> CatchUp<'w> {
                     if heard.elapsed() > server::replication_timeout() {
                         return Err(Failure::Lost("the provider has fallen silent".to_owned()));
                     }
-                    if self.work.copy.phase() == Phase::Waiting
+                    if self.work.meeting().phase() == Phase::Waiting
                         && looked_for_locks.elapsed() >= LOOK_FOR_LOCKS
                     {
                         looked_for_locks = Instant::now();
@@ -120,7 +144,7 @@ impl<'w> CatchUp<'w> {
         if self.open.is_some() {
             return None;
         }
-        match self.work.copy.phase() {
+        match self.work.meeting().phase() {
             Phase::CatchingUp => {
                 if self.position >= self.work.place.applied_lsn.load(Acquire) {
                     self.work.ask_for_position();
@@ -128,7 +152,7 @@ impl<'w> CatchUp<'w> {
                 None
             }
             Phase::Handing => {
-                let target = self.work.copy.target.load(Acquire);
+                let target = self.work.meeting().target.load(Acquire);
                 (self.position >= target).then(|| target.max(self.last))
             }
             _ => None,
@@ -157,6 +181,9 @@ impl<'w> CatchUp<'w> {
             encoding: server::encoding(),
             replication_sets: self.work.subscription.replication_sets.clone(),
             forward_origins: self.work.subscription.forward_origins.clone(),
+            // The copy's transaction cannot wait for others to commit.
+            streaming: false,
+            two_phase: false,
         })
     }
 
@@ -185,23 +212,29 @@ impl<'w> CatchUp<'w> {
             }
             Message::Commit(commit) => {
                 self.open = None;
+                self.completer.rest();
                 self.last = commit.end_lsn.0;
                 self.position = self.position.max(self.last);
             }
             Message::Relation(relation) => {
-                let table = &self.work.table;
                 // All of them, since a partition of ours is truncated under its own name.
                 self.tables.describe(relation);
-                if relation.namespace == table.schema && relation.name == table.name {
-                    self.relation = Some(relation.id);
-                } else if self.relation == Some(relation.id) {
-                    return Err(Failure::Renamed);
+                let found = self.pieces.get(&(relation.namespace, relation.name)).copied();
+                match (self.relations.get(&relation.id).copied(), found) {
+                    (Some(before), now) if now != Some(before) => {
+                        self.work.at.set(Some(before));
+                        return Err(Failure::Renamed);
+                    }
+                    (None, Some(number)) => {
+                        self.relations.insert(relation.id, number);
+                    }
+                    _ => {}
                 }
             }
             Message::Insert(insert) => self.row(
                 insert.relation,
                 Operation::Insert,
-                &RowChange::Insert(&insert.new),
+                &RowChange::Insert(&insert.new, Look::First),
             )?,
             Message::Update(update) => {
                 let old = update.old.as_ref().map(|(kind, tuple)| (*kind, tuple));
@@ -218,24 +251,34 @@ impl<'w> CatchUp<'w> {
                 }
             }
             Message::Hello(_) | Message::Logical(_) => {}
+            // The check has refused them: they were not asked for.
+            Message::StreamStart(_)
+            | Message::StreamCommit(_)
+            | Message::StreamAbort(_)
+            | Message::StreamAbortSub(_)
+            | Message::Prepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => {}
         }
         Ok(())
     }
 
-    /// Empties the table, or the partition of it that the provider truncated.
+    /// Empties one of the tables, or the partition of one that the provider truncated.
     fn truncate(&mut self, id: u32) -> Result<(), Failure> {
-        let whole = self.work.table.qualified_name();
         self.tables.close();
-        let name = if self.relation == Some(id) {
-            whole
+        let name = if let Some(number) = self.relations.get(&id) {
+            self.work.pieces[*number].table.qualified_name()
         } else {
             // A table that is not here, or is none that changes can go to, is no partition of ours.
             let Ok(()) = self.tables.resolve(id) else {
                 return Ok(());
             };
             let target = self.tables.target(id)?;
-            let part = worker::with_latest_snapshot(|| catalog::is_partition_of(target.oid, &whole))?;
-            if !part {
+            let above = worker::with_latest_snapshot(|| catalog::tables_above(target.oid))?;
+            let ours = |(schema, name): &(String, String)| {
+                self.pieces.contains_key(&(schema.as_str(), name.as_str()))
+            };
+            if !above.iter().any(ours) {
                 return Ok(());
             }
             target.name.clone()
@@ -250,14 +293,45 @@ impl<'w> CatchUp<'w> {
         operation: Operation,
         change: &RowChange<'_, '_>,
     ) -> Result<(), Failure> {
-        let (Some(remote), true) = (self.open, self.relation == Some(relation)) else {
+        let (Some(remote), Some(number)) = (self.open, self.relations.get(&relation).copied()) else {
             return Ok(());
         };
+        self.work.at.set(Some(number));
         let (target, table, _) = self.tables.open(relation)?;
         let (origins, here) = (&mut self.origins, self.work.here);
-        table.apply(target, change, &mut |found| {
-            conflict::decide(operation, remote, local(found, origins, here), |_| true)
-        })?;
+        let decision = self
+            .completer
+            .apply(target, table, relation, change, &mut |found| {
+                conflict::decide(operation, remote, local(found, origins, here), |_| true)
+            })?;
+        if self.note
+            && decision.is_some_and(|decision| apply::writes(decision.action))
+            && let RowChange::Insert(new, _) | RowChange::Update(_, new) = change
+        {
+            let (target, ..) = self.tables.open(relation)?;
+            if let Some((relation, key)) = worker::with_latest_snapshot(|| versions::name_of(target, new))? {
+                self.versions.push(RowVersion {
+                    relation,
+                    key,
+                    committed_at: remote.timestamp.0,
+                    origin: remote.origin.get(),
+                });
+            }
+            if self.versions.len() >= GATHERED {
+                self.note_versions()?;
+            }
+        }
+        self.work.at.set(None);
+        Ok(())
+    }
+
+    /// The rows bear the copy's own time; what they really are is noted beside them.
+    fn note_versions(&mut self) -> Result<(), Failure> {
+        if self.versions.is_empty() {
+            return Ok(());
+        }
+        let versions = core::mem::take(&mut self.versions);
+        worker::with_latest_snapshot(|| row_versions::note(versions))?;
         Ok(())
     }
 }

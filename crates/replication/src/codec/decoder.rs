@@ -5,7 +5,8 @@ use pg_ha_model::PgTimestamp;
 use super::error::{CodecError, Fault};
 use super::list::List;
 use super::message::{
-    Begin, Commit, Delete, Hello, Insert, Logical, Message, OldKind, Relation, ReplicaIdentity, Truncate,
+    Begin, Commit, CommitPrepared, Delete, Hello, Insert, Logical, Message, OldKind, Prepare, Relation,
+    ReplicaIdentity, RollbackPrepared, StreamAbort, StreamAbortSub, StreamCommit, StreamStart, Truncate,
     Update,
 };
 use super::tuple::Tuple;
@@ -85,6 +86,13 @@ fn kind(tag: u8) -> &'static str {
         tag::DELETE => "Delete",
         tag::TRUNCATE => "Truncate",
         tag::LOGICAL => "Logical",
+        tag::STREAM_START => "StreamStart",
+        tag::STREAM_COMMIT => "StreamCommit",
+        tag::STREAM_ABORT => "StreamAbort",
+        tag::STREAM_ABORT_SUB => "StreamAbortSub",
+        tag::PREPARE => "Prepare",
+        tag::COMMIT_PREPARED => "CommitPrepared",
+        tag::ROLLBACK_PREPARED => "RollbackPrepared",
         _ => "message header",
     }
 }
@@ -117,6 +125,33 @@ fn decode_body(tag: u8, body: &[u8]) -> Result<Message<'_>, Fault> {
         }),
         tag::LOGICAL => Message::Logical(logical(r)?),
         tag::HELLO => Message::Hello(hello(r)?),
+        tag::STREAM_START => Message::StreamStart(StreamStart {
+            xid: r.u32()?,
+            subxid: r.u32()?,
+        }),
+        tag::STREAM_COMMIT => Message::StreamCommit(StreamCommit {
+            wal_end: r.lsn()?,
+            begin: begin(r)?,
+        }),
+        tag::STREAM_ABORT => Message::StreamAbort(StreamAbort { xid: r.u32()? }),
+        tag::STREAM_ABORT_SUB => Message::StreamAbortSub(StreamAbortSub {
+            xid: r.u32()?,
+            subxid: r.u32()?,
+        }),
+        tag::PREPARE => Message::Prepare(Prepare {
+            gid: r.string()?,
+            begin: begin(r)?,
+        }),
+        tag::COMMIT_PREPARED => Message::CommitPrepared(CommitPrepared {
+            gid: r.string()?,
+            wal_end: r.lsn()?,
+            begin: begin(r)?,
+        }),
+        tag::ROLLBACK_PREPARED => Message::RollbackPrepared(RollbackPrepared {
+            gid: r.string()?,
+            xid: r.u32()?,
+            end_lsn: r.lsn()?,
+        }),
         tag => return Err(Fault::UnknownTag { tag }),
     };
     match reader.rest().len() {
@@ -146,6 +181,8 @@ fn begin<'a>(r: &mut Reader<'a>) -> Result<Begin<'a>, Fault> {
         commit_ts: PgTimestamp(r.i64()?),
         origin: r.node_id()?,
         origin_lsn: r.lsn()?,
+        lane: r.u16()?,
+        via: List::read(r)?,
         seen: List::read(r)?,
     })
 }

@@ -1,7 +1,10 @@
 //! Messages to frame.
 
 use super::error::EncodeError;
-use super::message::{Begin, Commit, Hello, Logical, Message, OldKind, Relation, Truncate};
+use super::message::{
+    Begin, Commit, CommitPrepared, Hello, Logical, Message, OldKind, Prepare, Relation, RollbackPrepared,
+    StreamAbort, StreamAbortSub, StreamCommit, StreamStart, Truncate,
+};
 use super::tuple::{Column, Tuple, state};
 use super::wire::{put_bytes, put_string, put_varint};
 use super::{HEADER_BYTES, MAX_BODY_BYTES, MAX_COLUMNS, tag};
@@ -123,15 +126,7 @@ impl Encoder {
 
     /// Adds a [`Begin`].
     pub fn begin(&mut self, begin: &Begin<'_>) -> Result<(), EncodeError> {
-        self.whole(tag::BEGIN, |out| {
-            out.extend_from_slice(&begin.xid.to_le_bytes());
-            out.extend_from_slice(&begin.commit_lsn.0.to_le_bytes());
-            out.extend_from_slice(&begin.end_lsn.0.to_le_bytes());
-            out.extend_from_slice(&begin.commit_ts.0.to_le_bytes());
-            out.extend_from_slice(&begin.origin.get().to_le_bytes());
-            out.extend_from_slice(&begin.origin_lsn.0.to_le_bytes());
-            begin.seen.write(out)
-        })
+        self.whole(tag::BEGIN, |out| put_begin(out, begin))
     }
 
     /// Adds a [`Commit`].
@@ -179,6 +174,67 @@ impl Encoder {
         })
     }
 
+    /// Adds a [`StreamStart`].
+    pub fn stream_start(&mut self, start: StreamStart) -> Result<(), EncodeError> {
+        self.whole(tag::STREAM_START, |out| {
+            out.extend_from_slice(&start.xid.to_le_bytes());
+            out.extend_from_slice(&start.subxid.to_le_bytes());
+            Ok(())
+        })
+    }
+
+    /// Adds a [`StreamCommit`].
+    pub fn stream_commit(&mut self, commit: &StreamCommit<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::STREAM_COMMIT, |out| {
+            out.extend_from_slice(&commit.wal_end.0.to_le_bytes());
+            put_begin(out, &commit.begin)
+        })
+    }
+
+    /// Adds a [`StreamAbort`].
+    pub fn stream_abort(&mut self, abort: StreamAbort) -> Result<(), EncodeError> {
+        self.whole(tag::STREAM_ABORT, |out| {
+            out.extend_from_slice(&abort.xid.to_le_bytes());
+            Ok(())
+        })
+    }
+
+    /// Adds a [`StreamAbortSub`].
+    pub fn stream_abort_sub(&mut self, abort: StreamAbortSub) -> Result<(), EncodeError> {
+        self.whole(tag::STREAM_ABORT_SUB, |out| {
+            out.extend_from_slice(&abort.xid.to_le_bytes());
+            out.extend_from_slice(&abort.subxid.to_le_bytes());
+            Ok(())
+        })
+    }
+
+    /// Adds a [`Prepare`].
+    pub fn prepare(&mut self, prepare: &Prepare<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::PREPARE, |out| {
+            put_string(out, prepare.gid)?;
+            put_begin(out, &prepare.begin)
+        })
+    }
+
+    /// Adds a [`CommitPrepared`].
+    pub fn commit_prepared(&mut self, commit: &CommitPrepared<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::COMMIT_PREPARED, |out| {
+            put_string(out, commit.gid)?;
+            out.extend_from_slice(&commit.wal_end.0.to_le_bytes());
+            put_begin(out, &commit.begin)
+        })
+    }
+
+    /// Adds a [`RollbackPrepared`].
+    pub fn rollback_prepared(&mut self, rollback: &RollbackPrepared<'_>) -> Result<(), EncodeError> {
+        self.whole(tag::ROLLBACK_PREPARED, |out| {
+            put_string(out, rollback.gid)?;
+            out.extend_from_slice(&rollback.xid.to_le_bytes());
+            out.extend_from_slice(&rollback.end_lsn.0.to_le_bytes());
+            Ok(())
+        })
+    }
+
     /// Adds any message, e.g. one that was just decoded.
     pub fn message(&mut self, message: &Message<'_>) -> Result<(), EncodeError> {
         match message {
@@ -188,6 +244,13 @@ impl Encoder {
             Message::Relation(relation) => self.relation(relation),
             Message::Truncate(truncate) => self.truncate(truncate),
             Message::Logical(logical) => self.logical(logical),
+            Message::StreamStart(start) => self.stream_start(*start),
+            Message::StreamCommit(commit) => self.stream_commit(commit),
+            Message::StreamAbort(abort) => self.stream_abort(*abort),
+            Message::StreamAbortSub(abort) => self.stream_abort_sub(*abort),
+            Message::Prepare(prepare) => self.prepare(prepare),
+            Message::CommitPrepared(commit) => self.commit_prepared(commit),
+            Message::RollbackPrepared(rollback) => self.rollback_prepared(rollback),
             Message::Insert(insert) => {
                 self.start_insert(insert.relation, insert.new.column_count());
                 self.columns(&insert.new);
@@ -459,6 +522,18 @@ impl Encoder {
         }
         Ok(())
     }
+}
+
+fn put_begin(out: &mut Vec<u8>, begin: &Begin<'_>) -> Result<(), EncodeError> {
+    out.extend_from_slice(&begin.xid.to_le_bytes());
+    out.extend_from_slice(&begin.commit_lsn.0.to_le_bytes());
+    out.extend_from_slice(&begin.end_lsn.0.to_le_bytes());
+    out.extend_from_slice(&begin.commit_ts.0.to_le_bytes());
+    out.extend_from_slice(&begin.origin.get().to_le_bytes());
+    out.extend_from_slice(&begin.origin_lsn.0.to_le_bytes());
+    out.extend_from_slice(&begin.lane.to_le_bytes());
+    begin.via.write(out)?;
+    begin.seen.write(out)
 }
 
 fn old_code(kind: OldKind) -> u8 {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use pg_ha_model::PgTimestamp;
+use pg_ha_model::{NodeId, PgTimestamp};
 
 use super::error::{EncodeError, Fault};
 use super::message::Seen;
 use super::wire::{Reader, put_count};
 
-/// What a [`List`] can hold: relation ids, positions of origins, relation columns.
+/// What a [`List`] can hold: relation ids, nodes, positions of origins, relation columns.
 pub trait ListItem<'a>: Copy + PartialEq + fmt::Debug {
     #[doc(hidden)]
     fn read(reader: &mut Reader<'a>) -> Result<Self, Fault>;
@@ -152,6 +152,17 @@ impl<'a> ListItem<'a> for u32 {
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         out.extend_from_slice(&self.to_le_bytes());
+        Ok(())
+    }
+}
+
+impl<'a> ListItem<'a> for NodeId {
+    fn read(reader: &mut Reader<'a>) -> Result<NodeId, Fault> {
+        reader.node_id()
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        out.extend_from_slice(&self.get().to_le_bytes());
         Ok(())
     }
 }

@@ -28,6 +28,20 @@ pub enum Message<'a> {
     Truncate(Truncate<'a>),
     /// What somebody passed to pg_logical_emit_message().
     Logical(Logical<'a>),
+    /// What follows belongs to a transaction in progress.
+    StreamStart(StreamStart),
+    /// A transaction that came in chunks has committed.
+    StreamCommit(StreamCommit<'a>),
+    /// A transaction that came in chunks was rolled back.
+    StreamAbort(StreamAbort),
+    /// A subtransaction of a transaction that comes in chunks was rolled back.
+    StreamAbortSub(StreamAbortSub),
+    /// A transaction that came in chunks was prepared.
+    Prepare(Prepare<'a>),
+    /// A prepared transaction has committed.
+    CommitPrepared(CommitPrepared<'a>),
+    /// A prepared transaction was rolled back.
+    RollbackPrepared(RollbackPrepared<'a>),
 }
 
 impl Message<'_> {
@@ -43,6 +57,13 @@ impl Message<'_> {
             Message::Delete(_) => "Delete",
             Message::Truncate(_) => "Truncate",
             Message::Logical(_) => "Logical",
+            Message::StreamStart(_) => "StreamStart",
+            Message::StreamCommit(_) => "StreamCommit",
+            Message::StreamAbort(_) => "StreamAbort",
+            Message::StreamAbortSub(_) => "StreamAbortSub",
+            Message::Prepare(_) => "Prepare",
+            Message::CommitPrepared(_) => "CommitPrepared",
+            Message::RollbackPrepared(_) => "RollbackPrepared",
         }
     }
 }
@@ -83,6 +104,11 @@ pub struct Begin<'a> {
     pub origin: NodeId,
     /// Its commit position at its origin; the same as `end_lsn` where the provider is the origin.
     pub origin_lsn: Lsn,
+    /// The provider's number for the way on which it came there: 0 for its own transactions. Those of one lane come in
+    /// the order of their positions at their origin; a number means one lane for good.
+    pub lane: u16,
+    /// The nodes between the origin and the provider that it passed, in that order.
+    pub via: List<'a, NodeId>,
     /// How far the writer's node had applied each other origin: only entries that changed since they were last sent in
     /// this session.
     pub seen: List<'a, Seen>,
@@ -285,4 +311,84 @@ pub struct Logical<'a> {
     pub prefix: &'a str,
     /// Its content.
     pub content: &'a [u8],
+}
+
+/// What follows in the frame belongs to a transaction in progress: the first message of each of its frames, and again
+/// where the subtransaction changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamStart {
+    /// The transaction's id on the provider.
+    pub xid: u32,
+    /// The subtransaction's; the transaction's own id outside any.
+    pub subxid: u32,
+}
+
+/// A transaction that came in chunks has committed: everything of it that was not aborted counts, in the order in
+/// which it came.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StreamCommit<'a> {
+    /// What [`Begin`] says of a transaction that comes whole.
+    pub begin: Begin<'a>,
+    /// As in [`Commit`].
+    pub wal_end: Lsn,
+}
+
+/// A transaction that came in chunks was prepared: it is complete, and its fate open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prepare<'a> {
+    /// Its name on the provider, for messages to people.
+    pub gid: &'a str,
+    /// As of a commit, but of the prepare record: positions and time are those of PREPARE TRANSACTION.
+    pub begin: Begin<'a>,
+}
+
+/// A prepared transaction has committed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CommitPrepared<'a> {
+    /// As in [`Prepare`].
+    pub gid: &'a str,
+    /// What [`Begin`] says of a transaction that comes whole.
+    pub begin: Begin<'a>,
+    /// As in [`Commit`].
+    pub wal_end: Lsn,
+}
+
+/// A prepared transaction was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RollbackPrepared<'a> {
+    /// As in [`Prepare`].
+    pub gid: &'a str,
+    /// The transaction's id on the provider.
+    pub xid: u32,
+    /// Where the record of the rollback ends on the provider.
+    pub end_lsn: Lsn,
+}
+
+impl Begin<'_> {
+    /// The end of the transaction; for `wal_end` see [`Commit`].
+    pub fn commit(&self, wal_end: Lsn) -> Commit {
+        Commit {
+            commit_lsn: self.commit_lsn,
+            end_lsn: self.end_lsn,
+            commit_ts: self.commit_ts,
+            wal_end,
+        }
+    }
+}
+
+/// A transaction that came in chunks was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamAbort {
+    /// The transaction's id on the provider.
+    pub xid: u32,
+}
+
+/// A subtransaction was rolled back: nothing of it counts but the relations that it described. Those inside it are
+/// told one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamAbortSub {
+    /// The transaction's id on the provider.
+    pub xid: u32,
+    /// The subtransaction's.
+    pub subxid: u32,
 }

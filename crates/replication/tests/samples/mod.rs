@@ -3,8 +3,9 @@
 use pg_ha_model::{Lsn, NodeId, PgTimestamp};
 use pg_ha_replication::codec::Seen;
 use pg_ha_replication::codec::{
-    Begin, Commit, EncodeError, Encoder, Hello, List, Logical, OldKind, Relation, RelationColumn,
-    ReplicaIdentity, Truncate,
+    Begin, Commit, CommitPrepared, EncodeError, Encoder, Hello, List, Logical, OldKind, Prepare, Relation,
+    RelationColumn, ReplicaIdentity, RollbackPrepared, StreamAbort, StreamAbortSub, StreamCommit,
+    StreamStart, Truncate,
 };
 
 const COMMIT: Commit = Commit {
@@ -24,6 +25,9 @@ pub(crate) fn all() -> Result<Vec<(&'static str, Vec<u8>)>, EncodeError> {
         ("old_rows", old_rows),
         ("truncate_and_logical", truncate_and_logical),
         ("empty_transaction", empty_transaction),
+        ("transaction_in_progress", transaction_in_progress),
+        ("prepared_transaction", prepared_transaction),
+        ("forwarded_transaction", forwarded_transaction),
     ] {
         let mut encoder = Encoder::new();
         write(&mut encoder)?;
@@ -40,6 +44,8 @@ fn begin<'a>(seen: &'a [Seen]) -> Begin<'a> {
         commit_ts: COMMIT.commit_ts,
         origin: NodeId::MAX,
         origin_lsn: COMMIT.end_lsn,
+        lane: 0,
+        via: List::EMPTY,
         seen: List::from(seen),
     }
 }
@@ -179,5 +185,60 @@ fn truncate_and_logical(encoder: &mut Encoder) -> Result<(), EncodeError> {
 
 fn empty_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
     encoder.begin(&begin(&[]))?;
+    encoder.commit(&COMMIT)
+}
+
+fn transaction_in_progress(encoder: &mut Encoder) -> Result<(), EncodeError> {
+    for subxid in [741, 742] {
+        encoder.stream_start(StreamStart { xid: 741, subxid })?;
+        encoder.start_insert(16_384, 1);
+        encoder.plain_i32(1);
+        encoder.finish_message()?;
+    }
+    encoder.stream_abort_sub(StreamAbortSub {
+        xid: 741,
+        subxid: 742,
+    })?;
+    encoder.stream_abort(StreamAbort { xid: u32::MAX })?;
+    encoder.stream_commit(&StreamCommit {
+        begin: begin(&[Seen {
+            origin: NodeId::MIN,
+            lsn: Lsn(0x2A),
+            timestamp: PgTimestamp(1),
+        }]),
+        wal_end: COMMIT.wal_end,
+    })
+}
+
+fn prepared_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
+    let gid = "größe 1";
+    encoder.prepare(&Prepare {
+        gid,
+        begin: begin(&[]),
+    })?;
+    encoder.commit_prepared(&CommitPrepared {
+        gid,
+        begin: begin(&[Seen {
+            origin: NodeId::MIN,
+            lsn: Lsn(0x2A),
+            timestamp: PgTimestamp(1),
+        }]),
+        wal_end: COMMIT.wal_end,
+    })?;
+    encoder.rollback_prepared(&RollbackPrepared {
+        gid: "",
+        xid: 742,
+        end_lsn: COMMIT.end_lsn,
+    })
+}
+
+fn forwarded_transaction(encoder: &mut Encoder) -> Result<(), EncodeError> {
+    encoder.begin(&Begin {
+        origin: NodeId::MIN,
+        origin_lsn: Lsn(0x77),
+        lane: 5,
+        via: List::from(&[NodeId::MAX, NodeId::MIN][..]),
+        ..begin(&[])
+    })?;
     encoder.commit(&COMMIT)
 }

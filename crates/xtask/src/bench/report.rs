@@ -6,68 +6,60 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::Measure;
-use super::contender::Kind;
+use super::Results;
+use super::kind::Kind;
 use crate::{layout, process};
 
 type Rows = Vec<Vec<String>>;
 
-/// One row per contender, and the ratio of the last to the first where there are two.
-pub(super) fn table(results: &[(Kind, Vec<Measure>)]) -> ([&'static str; 5], Rows) {
-    let header = [
-        "",
-        "rows/s",
-        "sender us/row",
-        "applier us/row",
-        "spread of rows/s",
-    ];
-    let medians: Vec<[f64; 3]> = results
+/// One row per kind with its medians, and the ratios of ours to each of the others'.
+pub(super) fn table(results: &Results) -> (Vec<String>, Rows) {
+    let columns = results.workload.columns();
+    let mut header = vec![String::new()];
+    header.extend(columns.iter().map(|column| column.name.to_owned()));
+    header.push(format!("spread of {}", columns[0].name));
+    let medians: Vec<(Kind, Vec<f64>)> = results
+        .of
         .iter()
-        .map(|(_, measures)| {
-            [
-                median(measures.iter().map(Measure::rows_per_second)),
-                median(measures.iter().map(Measure::sender)),
-                median(measures.iter().map(Measure::applier)),
-            ]
+        .map(|(kind, measures)| {
+            let of = |index: usize| median(measures.iter().filter_map(|m| m.0.get(index).copied()));
+            (*kind, (0..columns.len()).map(of).collect())
         })
         .collect();
     let mut rows: Rows = results
+        .of
         .iter()
         .zip(&medians)
-        .map(|((kind, measures), [speed, sender, applier])| {
-            let lowest = measures
-                .iter()
-                .map(Measure::rows_per_second)
-                .fold(f64::INFINITY, f64::min);
-            let highest = measures.iter().map(Measure::rows_per_second).fold(0.0, f64::max);
-            vec![
-                kind.name().to_owned(),
-                format!("{speed:.0}"),
-                format!("{sender:.2}"),
-                format!("{applier:.2}"),
-                format!("{lowest:.0} to {highest:.0}"),
-            ]
+        .map(|((kind, measures), (_, medians))| {
+            let first = || measures.iter().filter_map(|measure| measure.0.first().copied());
+            let lowest = first().fold(f64::INFINITY, f64::min);
+            let highest = first().fold(0.0, f64::max);
+            let digits = columns[0].digits;
+            let mut row = vec![kind.name().to_owned()];
+            row.extend(
+                columns
+                    .iter()
+                    .zip(medians)
+                    .map(|(column, value)| format!("{value:.*}", column.digits)),
+            );
+            row.push(format!("{lowest:.digits$} to {highest:.digits$}"));
+            row
         })
         .collect();
-    if let [first, second] = medians.as_slice() {
-        let ratio = |column: usize| {
-            let (a, b) = (
-                first.get(column).copied().unwrap_or(0.0),
-                second.get(column).copied().unwrap_or(0.0),
-            );
-            if a > 0.0 {
-                format!("{:.2}", b / a)
-            } else {
-                "-".to_owned()
-            }
-        };
-        rows.push(vec![
-            "ratio".to_owned(),
-            ratio(0),
-            ratio(1),
-            ratio(2),
-            String::new(),
-        ]);
+    let ours = medians.iter().find(|(kind, _)| *kind == Kind::PgHa);
+    for (kind, theirs) in medians.iter().filter(|(kind, _)| *kind != Kind::PgHa) {
+        if let Some((_, ours)) = ours {
+            let mut row = vec![format!("pg_ha / {}", kind.name())];
+            row.extend(ours.iter().zip(theirs).map(|(ours, theirs)| {
+                if *theirs > 0.0 {
+                    format!("{:.2}", ours / theirs)
+                } else {
+                    "-".to_owned()
+                }
+            }));
+            row.push(String::new());
+            rows.push(row);
+        }
     }
     (header, rows)
 }
@@ -121,27 +113,28 @@ const END: &str = "<!-- bench-peers: end -->";
 const PREFACE: &str = "# Benchmarks\n\nFigures are for comparing the columns of one table with one another: they were taken in one run, in turn, on\none machine. Below 15% a difference means nothing.\n\n";
 
 /// Replaces the section between the two marks, or adds it.
-pub(super) fn write(
-    header: &[&str],
-    rows: &Rows,
-    machine: &str,
-    rounds: usize,
-    transactions: usize,
-) -> Result<PathBuf> {
+pub(super) fn write(all: &[Results], machine: &str) -> Result<PathBuf> {
     let path = layout::repository().join("docs/benchmarks.md");
     let date = process::answer(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut section = format!(
-        "{BEGIN}\n## Draining a backlog\n\n`cargo bench-peers`: {transactions} TPC-B transactions of pgbench (scale 10, \
-         {} row changes each) wait while the\nsubscription is disabled; measured from the start of the stream until the last row \
-         is visible. Medians of {rounds} rounds, in turn.\nThe applier is everything that works on the subscriber for it; a \
-         microsecond per row is a CPU second per million rows.\n\n",
-        super::ROWS_PER_TRANSACTION
+        "{BEGIN}\n## Against native logical replication and pglogical\n\n`cargo bench-peers`: medians of the rounds, all kinds \
+         in turn. A backlog waits while the subscription is disabled, and is measured from the\nstart of the stream until \
+         its last row is visible. The applier is everything that works on the subscriber for it (pg_ha: receiver and\n\
+         applier); a microsecond per row is a CPU second per million rows. MB is the peak of anonymous memory. A copy \
+         begins with an empty\ndatabase (native: pg_dump brings the structure, which is counted in) and ends when every \
+         table replicates; its CPU is that of both whole\nservers.\n"
     );
-    section += &line(&header.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-    section += &format!("|{}\n", "---|".repeat(header.len()));
-    for row in rows {
-        section += &line(row);
+    for results in all {
+        let rounds = results.of.first().map_or(0, |(_, measures)| measures.len());
+        let (header, rows) = table(results);
+        section += &format!("\n### {}\n\n", results.workload.title());
+        section += &line(&header);
+        section += &format!("|{}\n", "---|".repeat(header.len()));
+        for row in &rows {
+            section += &line(row);
+        }
+        section += &format!("\n{rounds} rounds.\n");
     }
     section += &format!("\n{date}: {machine}\n{END}\n");
 
@@ -168,6 +161,7 @@ fn replaced(old: &str, section: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Measure, Workload};
     use super::*;
 
     #[test]
@@ -177,19 +171,20 @@ mod tests {
     }
 
     #[test]
-    fn the_ratio_is_ours_to_theirs() {
-        let measure = |seconds: f64, cpu: f64| Measure {
-            seconds,
-            rows: 1e6,
-            sender_cpu: cpu,
-            applier_cpu: 2.0 * cpu,
+    fn ratios_are_ours_to_theirs() {
+        let results = Results {
+            workload: Workload::Latency,
+            of: vec![
+                (Kind::Native, vec![Measure(vec![2.0, 8.0])]),
+                (Kind::Pglogical, vec![Measure(vec![4.0, 4.0])]),
+                (Kind::PgHa, vec![Measure(vec![1.0, 2.0]), Measure(vec![3.0, 4.0])]),
+            ],
         };
-        let (_, rows) = table(&[
-            (Kind::Native, vec![measure(10.0, 4.0)]),
-            (Kind::PgHa, vec![measure(5.0, 2.0)]),
-        ]);
-        assert_eq!(rows[0][..4], ["native", "100000", "4.00", "8.00"]);
-        assert_eq!(rows[2][..4], ["ratio", "2.00", "0.50", "0.50"]);
+        let (header, rows) = table(&results);
+        assert_eq!(header, ["", "p50 ms", "p99 ms", "spread of p50 ms"]);
+        assert_eq!(rows[2], ["pg_ha", "2.000", "3.000", "1.000 to 3.000"]);
+        assert_eq!(rows[3], ["pg_ha / native", "1.00", "0.38", ""]);
+        assert_eq!(rows[4], ["pg_ha / pglogical", "0.50", "0.75", ""]);
     }
 
     #[test]

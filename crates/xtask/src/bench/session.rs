@@ -36,7 +36,7 @@ impl Session {
     }
 
     /// The one line that a question is answered with.
-    fn ask(&mut self, question: &str) -> Result<String> {
+    pub(super) fn ask(&mut self, question: &str) -> Result<String> {
         let stdin = self.questions.as_mut().context("psql takes no questions")?;
         writeln!(stdin, "{question};")?;
         stdin.flush()?;
@@ -46,14 +46,16 @@ impl Session {
             .context("cannot read psql's answer")
     }
 
-    /// Asks every ten milliseconds until the answer is `t`.
-    pub(super) fn wait_for(&mut self, question: &str, limit: Duration) -> Result<()> {
+    /// Asks until the answer is `t`, with a pause in between.
+    pub(super) fn wait_for(&mut self, question: &str, pause: Duration, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         while self.ask(question)? != "t" {
             if Instant::now() > deadline {
                 bail!("not true after {} s: {question}", limit.as_secs());
             }
-            sleep(Duration::from_millis(10));
+            if !pause.is_zero() {
+                sleep(pause);
+            }
         }
         Ok(())
     }

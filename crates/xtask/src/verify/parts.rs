@@ -289,6 +289,9 @@ impl Run {
         command
             .env("PG_HA_INSTALL", &prefix.root)
             .env("PG_HA_PG_MAJOR", major.to_string());
+        if let Some(other) = partner(major, only) {
+            command.env("PG_HA_INSTALL_OTHER", self.installed(other)?.root);
+        }
         let verdict = self.logged(&format!("scenarios-pg{major}"), command, Counting::Scenarios)?;
         Ok(match verdict {
             Verdict::Passed(tally) if tally.passed == 0 => {
@@ -302,6 +305,18 @@ impl Run {
             }
             other => other,
         })
+    }
+}
+
+/// The version that a run's scenarios meet beside their own. A replay of one scenario does not build it in vain.
+fn partner(major: Major, only: Option<&str>) -> Option<Major> {
+    if only.is_some_and(|name| !name.starts_with("mixed_versions")) {
+        return None;
+    }
+    match major {
+        Major::FULL => Some(Major::SECOND),
+        Major::SECOND => Some(Major::FULL),
+        _ => None,
     }
 }
 
@@ -384,5 +399,12 @@ mod tests {
         }
         assert_eq!((tally.passed, tally.failed), (13, 4));
         assert_eq!(tally.skipped, ["thaw: needs root"]);
+    }
+
+    #[test]
+    fn two_versions_meet_where_everything_runs_and_where_it_is_asked_for() {
+        assert_eq!(partner(Major::FULL, None), Some(Major::SECOND));
+        assert_eq!(partner(Major::SECOND, Some("mixed_versions")), Some(Major::FULL));
+        assert_eq!(partner(Major::FULL, Some("walkthrough")), None);
     }
 }
