@@ -3,6 +3,7 @@
 //! `PG_HA_SEED=N` replays one, `PG_HA_HISTORIES=N` says how many.
 #![expect(clippy::print_stdout, reason = "what was found, for people")]
 
+use pg_ha_replication::conflict::ConflictType;
 use pg_ha_simulation::convergence::{Breakage, Summary, run};
 
 fn number(name: &str) -> Option<u64> {
@@ -24,6 +25,10 @@ fn all_nodes_end_alike() {
                 total.conflicts += summary.conflicts;
                 total.refused += summary.refused;
                 total.asked += summary.asked;
+                total.waiting += summary.waiting;
+                for (total, found) in total.types.iter_mut().zip(summary.types) {
+                    *total += found;
+                }
             }
             Err(difference) => {
                 if failed.is_empty() {
@@ -41,6 +46,28 @@ fn all_nodes_end_alike() {
         failed.len(),
         failed.iter().take(20).collect::<Vec<_>>(),
     );
+}
+
+/// Histories in which nothing happens prove nothing.
+#[test]
+fn everything_happens() {
+    let histories = (0..500).filter_map(|seed| run(seed, Breakage::None).ok());
+    let found: Vec<Summary> = histories.collect();
+    let sum = |count: fn(&Summary) -> usize| found.iter().map(count).sum::<usize>();
+    for (what, count) in [
+        ("conflicts", sum(|summary| summary.conflicts)),
+        ("changes set aside", sum(|summary| summary.refused)),
+        ("rows asked for", sum(|summary| summary.asked)),
+        ("waiting rows", sum(|summary| summary.waiting)),
+    ] {
+        assert!(count > 0, "no {what}");
+    }
+    for (place, kind) in ConflictType::ALL.into_iter().enumerate() {
+        let count: usize = found.iter().map(|summary| summary.types[place]).sum();
+        // Rows of several keys meet in `place`, which reports nothing here.
+        let never = kind == ConflictType::MultipleUniqueConflicts;
+        assert_eq!(count == 0, never, "{} {count} times", kind.as_str());
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! it belongs to; a later life replaces an earlier one, and within a life plain columns are the newest change's and
 //! merge columns are merged.
 
+mod history;
 mod merge;
 mod place;
 mod resolver;
@@ -26,8 +27,9 @@ use pg_ha_model::{NodeId, PgTimestamp};
 
 use crate::conflict::{Conflict, ConflictType, Version};
 
+pub use history::SeenHistory;
 pub use merge::{MergeRule, Take, Whose, greater, lesser, shown_sum};
-pub use place::{Placement, place};
+pub use place::{Placement, place, report};
 pub use resolver::{Resolver, Resolvers};
 pub use rule::resolve;
 

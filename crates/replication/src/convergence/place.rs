@@ -7,6 +7,9 @@
 
 use std::cmp::Ordering;
 
+use super::Kind;
+use crate::conflict::ConflictType;
+
 /// Where a candidate belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
@@ -31,5 +34,15 @@ pub fn place<R: Ord>(row: &R, holders: impl IntoIterator<Item = R>) -> Placement
         Placement::Waits
     } else {
         Placement::Stands
+    }
+}
+
+/// The type under which a change that met `holders` rows of other keys is reported.
+pub fn report(kind: Kind, holders: usize) -> Option<ConflictType> {
+    match (holders, kind) {
+        (0, _) => None,
+        (1, Kind::Insert) => Some(ConflictType::InsertExists),
+        (1, _) => Some(ConflictType::UpdateExists),
+        _ => Some(ConflictType::MultipleUniqueConflicts),
     }
 }

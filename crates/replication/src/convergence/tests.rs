@@ -226,6 +226,10 @@ fn c8_a_row_against_two_holders_waits_for_the_newer() {
     assert_eq!(place(&row, [older]), Placement::Stands);
     assert_eq!(place(&row, [older, newer]), Placement::Waits);
     assert_eq!(place(&row, []), Placement::Stands);
+    let reports = [0, 1, 2].map(|holders| report(Kind::Insert, holders));
+    let wanted = [ConflictType::InsertExists, ConflictType::MultipleUniqueConflicts];
+    assert_eq!(reports, [None, Some(wanted[0]), Some(wanted[1])]);
+    assert_eq!(report(Kind::Update, 1), Some(ConflictType::UpdateExists));
 }
 
 #[test]

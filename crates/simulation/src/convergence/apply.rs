@@ -1,7 +1,7 @@
 //! What arrives from other nodes: knowledge gathered, the rule asked, its plan carried out.
 
 use pg_ha_model::PgTimestamp;
-use pg_ha_replication::conflict::{ConflictType, Resolution, Version};
+use pg_ha_replication::conflict::Version;
 use pg_ha_replication::convergence::{
     Change, Death, Kind, Knowledge, MergeRule, Outcome, Plan, RowVersion, Rules, Standing, Take, Whose,
     Write, greater, lesser, resolve, shown_sum,
@@ -267,14 +267,6 @@ impl World {
         if let Some(death) = plan.death {
             node.remember(step.key, death);
         }
-    }
-
-    /// How many conflicts of a type were settled in a way.
-    pub fn count_conflicts(&self, kind: ConflictType, resolution: Resolution) -> usize {
-        self.conflicts
-            .iter()
-            .filter(|conflict| **conflict == (kind, resolution))
-            .count()
     }
 }
 

@@ -38,6 +38,10 @@ pub struct Summary {
     pub refused: usize,
     /// Rows that were asked for.
     pub asked: usize,
+    /// Rows that wait at the end, on all nodes.
+    pub waiting: usize,
+    /// How often each type of conflict was reported, in the order of [`ConflictType::ALL`].
+    pub types: [usize; ConflictType::ALL.len()],
 }
 
 /// The history of a seed. An error says which nodes ended how.
@@ -80,6 +84,11 @@ impl World {
             conflicts: self.conflicts.len(),
             refused: self.refused,
             asked: self.asked,
+            waiting: (self.nodes.iter())
+                .map(|node| node.keys().into_iter().filter(|key| node.waits(*key)).count())
+                .sum(),
+            types: ConflictType::ALL
+                .map(|wanted| self.conflicts.iter().filter(|(kind, _)| *kind == wanted).count()),
         }
     }
 
