@@ -23,7 +23,7 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
-use pg_ha_model::{NodeId, PgTimestamp};
+use pg_ha_model::PgTimestamp;
 
 use crate::conflict::{Conflict, ConflictType, Version};
 
@@ -75,7 +75,7 @@ pub struct Change {
     pub version: Version,
     /// The version of the plain columns that it brings: `version`, or a later one where the row was asked for after
     /// [`Outcome::NeedRow`].
-    pub row_version: Version,
+    pub row_version: RowVersion,
     /// For deletes: how many of this key came before it in its transaction.
     pub step: u32,
     /// The newest delete of the key that its writer knew. Only tables with merge columns need it.
@@ -89,16 +89,8 @@ pub struct Change {
 impl Change {
     /// The change with the row that the provider has now, after [`Outcome::NeedRow`], and that row's true version.
     pub fn with_row(self, version: RowVersion) -> Change {
-        let version = match version {
-            RowVersion::Known(version) => version,
-            // Among all changes up to then it is the newest.
-            RowVersion::NotAfter(timestamp) => Version {
-                timestamp,
-                origin: NodeId::MAX,
-            },
-        };
         Change {
-            row_version: version.max(self.version),
+            row_version: version,
             incomplete: false,
             ..self
         }
@@ -118,7 +110,7 @@ impl Change {
         Change {
             kind: Kind::Gone,
             version: death.version,
-            row_version: death.version,
+            row_version: RowVersion::Known(death.version),
             step: death.step,
             incomplete: false,
             ..self
@@ -133,6 +125,16 @@ pub enum RowVersion {
     Known(Version),
     /// The commit-timestamp store no longer knows it: it is not later than the oldest that the store knows.
     NotAfter(PgTimestamp),
+}
+
+impl RowVersion {
+    /// The time, or its bound.
+    pub fn timestamp(self) -> PgTimestamp {
+        match self {
+            RowVersion::Known(version) => version.timestamp,
+            RowVersion::NotAfter(bound) => bound,
+        }
+    }
 }
 
 /// What is known here of a change's key.

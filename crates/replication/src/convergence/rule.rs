@@ -43,7 +43,7 @@ fn beyond_horizon(change: &Change, standing: &Standing, rules: &Rules, known: &K
     }
     let dead = standing
         .death
-        .is_some_and(|death| change.row_version < death.version);
+        .is_some_and(|death| !not_older(change.row_version, RowVersion::Known(death.version)));
     change.version.timestamp <= known.forgotten && standing.row.is_none() && !dead
 }
 
@@ -53,7 +53,7 @@ fn life(change: &Change, death: Option<Death>, rules: &Rules, known: &Knowledge)
         // Without merge columns the newest wins, whatever came between. A death of the very same version was dealt by
         // the same transaction, before this change.
         return match death {
-            Some(death) if change.row_version < death.version => Ordering::Less,
+            Some(death) if !not_older(change.row_version, RowVersion::Known(death.version)) => Ordering::Less,
             _ => Ordering::Equal,
         };
     }
@@ -88,7 +88,7 @@ fn delete(change: &Change, standing: &Standing, rules: &Rules, known: &Knowledge
     let wins = if rules.merges {
         newest
     } else {
-        not_older(change.version, row)
+        not_older(RowVersion::Known(change.version), row)
     };
     match decided(
         ConflictType::DeleteOriginDiffers,
@@ -120,7 +120,8 @@ fn next_life(change: &Change, standing: &Standing, known: &Knowledge) -> Outcome
     if change.incomplete {
         return Outcome::NeedRow;
     }
-    let lost = matches!(standing.row, Some(RowVersion::Known(_))) && !known.saw_row;
+    // The local row may be of a later life still, brought by an answer: then its writer had seen this.
+    let lost = matches!(standing.row, Some(RowVersion::Known(_))) && !known.saw_row && !known.row_saw;
     Outcome::Do(Plan {
         write: match standing.row {
             Some(_) => Write::Update,
@@ -128,7 +129,7 @@ fn next_life(change: &Change, standing: &Standing, known: &Knowledge) -> Outcome
         },
         plain: Whose::Remote,
         merge_local: false,
-        version: Some(RowVersion::Known(change.row_version)),
+        version: Some(change.row_version),
         death: change.after,
         conflict: lost.then(|| conflict(meets(change.kind), Resolution::ApplyRemote)),
     })
@@ -146,7 +147,7 @@ fn missing(change: &Change, standing: &Standing, known: &Knowledge) -> Outcome {
         write: Write::Insert,
         plain: Whose::Remote,
         merge_local: false,
-        version: Some(RowVersion::Known(change.row_version)),
+        version: Some(change.row_version),
         death: None,
         conflict: report.map(|kind| conflict(kind, Resolution::ApplyRemote)),
     })
@@ -163,7 +164,7 @@ fn present(change: &Change, row: RowVersion, rules: &Rules, known: &Knowledge) -
             write: Write::Update,
             plain: Whose::Remote,
             merge_local: true,
-            version: Some(RowVersion::Known(change.row_version)),
+            version: Some(change.row_version),
             death: None,
             conflict: conflict.map(|conflict| merged(conflict, rules)),
         }),
@@ -195,10 +196,12 @@ fn same_before(change: &Change, row: RowVersion, known: &Knowledge) -> bool {
 }
 
 /// A change that equals the row's version continues it: it is a later step of the same transaction.
-fn not_older(change: Version, row: RowVersion) -> bool {
-    match row {
-        RowVersion::Known(version) => change >= version,
-        RowVersion::NotAfter(bound) => change.timestamp > bound,
+fn not_older(change: RowVersion, row: RowVersion) -> bool {
+    match (change, row) {
+        (RowVersion::Known(change), RowVersion::Known(row)) => change >= row,
+        (RowVersion::Known(change), RowVersion::NotAfter(bound)) => change.timestamp > bound,
+        // The provider had everything up to its bound, and this was the newest of it.
+        (RowVersion::NotAfter(bound), row) => row.timestamp() <= bound,
     }
 }
 

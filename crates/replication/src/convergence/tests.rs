@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use pg_ha_model::NodeId;
+
 use super::*;
 use crate::conflict::Resolution;
 
@@ -20,7 +22,7 @@ fn change(kind: Kind, version: Version) -> Change {
     Change {
         kind,
         version,
-        row_version: version,
+        row_version: RowVersion::Known(version),
         step: 0,
         after: None,
         settled: PgTimestamp::BEGIN,
@@ -268,6 +270,15 @@ fn c9_an_unchanged_column_is_taken_only_from_the_row_that_the_writer_saw() {
         plan(&told, standing, PLAIN, BLIND).version,
         Some(RowVersion::Known(v(12, 3)))
     );
+    // Where its store no longer knows, the bound is kept: what is not later is older than the row.
+    let old = update.with_row(RowVersion::NotAfter(PgTimestamp(20)));
+    let told = plan(&old, standing, PLAIN, BLIND);
+    assert_eq!((told.write, told.version), (Write::Update, Some(old.row_version)));
+    let newer = Standing {
+        row: Some(RowVersion::Known(v(21, 1))),
+        death: None,
+    };
+    assert_eq!(plan(&old, newer, PLAIN, BLIND).write, Write::Nothing);
     // The provider has none any more: what is here goes too, and stays away.
     let gone = update.gone(None, &PLAIN);
     let plan = plan(&gone, standing, PLAIN, BLIND);

@@ -100,7 +100,7 @@ impl World {
         let mut change = Change {
             kind: step.kind,
             version: transaction.version,
-            row_version: transaction.version,
+            row_version: RowVersion::Known(transaction.version),
             step: step.step,
             after: step.after,
             settled: PgTimestamp(transaction.settled),
@@ -129,7 +129,7 @@ impl World {
                 None => change = change.gone(there.and_then(|node| node.death(step.key)), &rules),
             }
             // What is written here from now on has seen the answer.
-            let learned = change.row_version.timestamp.0;
+            let learned = change.row_version.timestamp().0;
             if let Some(node) = self.nodes.get_mut(place)
                 && self.broken != Breakage::AnswerNotTold
             {

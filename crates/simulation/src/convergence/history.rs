@@ -1,6 +1,5 @@
 //! The course of a history.
 
-use pg_ha_model::NodeId;
 use pg_ha_replication::conflict::{ConflictType, Resolution};
 use pg_ha_replication::convergence::RowVersion;
 
@@ -250,8 +249,7 @@ impl World {
                         // A version that every change to come is newer than may be forgotten.
                         let known = match found.version {
                             RowVersion::Known(known) => {
-                                let bound = known.origin == NodeId::MAX && *version <= known;
-                                known == *version || bound || version.timestamp.0 <= node.settled()
+                                known == *version || version.timestamp.0 <= node.settled()
                             }
                             RowVersion::NotAfter(bound) => version.timestamp <= bound,
                         };

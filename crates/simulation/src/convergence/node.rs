@@ -24,7 +24,7 @@ struct Stored {
 struct Entry {
     /// The tuple that it is about; another one has its version from its xmin.
     stamp: u64,
-    version: Version,
+    version: RowVersion,
     /// `count` is NULL in the newest version.
     null_in_newest: bool,
 }
@@ -126,7 +126,7 @@ impl Node {
         Some(Candidate {
             row: stored.row.clone(),
             version: match entry {
-                Some(entry) => RowVersion::Known(entry.version),
+                Some(entry) => entry.version,
                 None if stored.written.timestamp.0 > self.state.frozen => RowVersion::Known(stored.written),
                 None => RowVersion::NotAfter(PgTimestamp(self.state.frozen)),
             },
@@ -204,13 +204,14 @@ impl Node {
     }
 
     fn store(&mut self, key: Key, candidate: Candidate, written: Version) {
-        let true_version = ranked(candidate.version);
         let stamp = self.state.next_stamp;
         self.state.next_stamp += 1;
-        if true_version != written || candidate.null_in_newest != candidate.row.count.is_none() {
+        if candidate.version != RowVersion::Known(written)
+            || candidate.null_in_newest != candidate.row.count.is_none()
+        {
             let entry = Entry {
                 stamp,
-                version: true_version,
+                version: candidate.version,
                 null_in_newest: candidate.null_in_newest,
             };
             self.state.entries.insert(key, entry);
@@ -264,7 +265,7 @@ impl Node {
             };
             let entry = Entry {
                 stamp: stored.stamp,
-                version: ranked(candidate.version),
+                version: candidate.version,
                 null_in_newest: candidate.null_in_newest,
             };
             self.state.entries.insert(key, entry);
@@ -339,7 +340,7 @@ impl Node {
                 !self.is_waited_for(**key)
                     && self.state.rows.get(key).is_none_or(|stored| {
                         stored.stamp != entry.stamp
-                            || stored.written.max(entry.version).timestamp.0 <= settled
+                            || stored.written.timestamp.max(entry.version.timestamp()).0 <= settled
                     })
             })
             .map(|(key, _)| *key)
