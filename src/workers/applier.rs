@@ -206,6 +206,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     }
                 }
                 take(&mut apply, &mut spool, &mut positions, &mut leaps, message)?;
+                apply.release_claim();
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
                     published = Instant::now();

@@ -407,12 +407,6 @@ impl Apply {
     }
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
-        let outcome = self.complete(commit, progress);
-        self.rivals.release();
-        outcome
-    }
-
-    fn complete(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         // While this can fail the transaction is there to be told of.
@@ -485,6 +479,14 @@ impl Apply {
     /// See [`Rivals::claim`].
     pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
         self.rivals.claim(frame)
+    }
+
+    /// Gives the claim back unless a transaction is open: also after a frame that left none behind, such as a PREPARE, or
+    /// others of that origin would wait for whatever comes next.
+    pub(super) fn release_claim(&mut self) {
+        if self.open.is_none() {
+            self.rivals.release();
+        }
     }
 
     /// Forgets what was noted of changes that cannot come again.
