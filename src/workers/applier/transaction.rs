@@ -93,6 +93,8 @@ pub(super) struct Apply {
     open: Option<Open>,
     conflicts: Conflicts,
     counts: Counts,
+    /// What the transactions changed that are prepared here, by their names; known to the process that prepared them.
+    prepared_counts: HashMap<String, Counts>,
     /// How the inserts of the current frame go about it.
     look: Look,
     /// How far the provider had applied the others, as the stream told.
@@ -137,6 +139,7 @@ impl Apply {
             open: None,
             conflicts: Conflicts::new(place),
             counts: Counts::default(),
+            prepared_counts: HashMap::new(),
             look: Look::First,
             seen,
             seen_changed: false,

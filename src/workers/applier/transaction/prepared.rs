@@ -72,6 +72,8 @@ impl Apply {
         // While this can fail the transaction is there to be told of.
         two_phase::prepare(stamp, origin_lsn, time, gid);
         self.open = None;
+        let counts = core::mem::take(&mut self.counts);
+        self.prepared_counts.insert(gid.to_owned(), counts);
         self.check.give_up();
         self.done(end_lsn, origin_lsn, progress);
     }
@@ -131,7 +133,11 @@ impl Apply {
         stamp.use_in_session();
         let time = begin.commit_ts.0;
         two_phase::finish(stamp, begin.origin_lsn.0, time, gid, commits);
+        let counts = self.prepared_counts.remove(gid);
         if commits {
+            if let Some(mut counts) = counts {
+                counts.publish(self.place);
+            }
             self.place.transactions.fetch_add(1, Relaxed);
             self.place.applied_commit.store(time, Relaxed);
         }
