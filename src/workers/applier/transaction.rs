@@ -607,6 +607,9 @@ impl Apply {
         open.changes += 1;
         let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
         let (target, table, counters) = self.tables.open(relation)?;
+        if tentative {
+            prepared::can_wait(target)?;
+        }
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
         let decision = self
@@ -631,6 +634,9 @@ impl Apply {
                 }
             })?;
         let Some(decision) = decision else {
+            if tentative {
+                return Err(prepared::not_shown(target));
+            }
             self.counts.skipped();
             return Ok(());
         };

@@ -11,6 +11,7 @@ use pg_ha_replication::skip::Verdict;
 use super::super::ways::Lane;
 use super::{Apply, Failure, Open, Passed, Progress};
 use crate::postgres::apply::table::Look;
+use crate::postgres::apply::target::{Key, Target};
 use crate::postgres::{apply, two_phase};
 
 impl Apply {
@@ -177,6 +178,27 @@ pub(super) fn opened(begin: &Begin<'_>, lane: Lane) -> Open {
         forget_skip: false,
         changes: 0,
     }
+}
+
+/// Whether rows of the table may be held until their transaction commits. Not where rows are told apart by all of their
+/// values: of several that are equal, the one that is held here is not the one that is held on the provider. The next
+/// change of another would wait for it, and its end comes behind that change.
+pub(super) fn can_wait(target: &Target) -> Result<(), Failure> {
+    match target.key {
+        Key::Full => Err(Failure::NotBeforeCommit(format!(
+            "rows of table {} have no key",
+            target.name
+        ))),
+        Key::Index { .. } | Key::None => Ok(()),
+    }
+}
+
+/// Why a transaction is not prepared of which a value has to be asked for.
+pub(super) fn not_shown(target: &Target) -> Failure {
+    Failure::NotBeforeCommit(format!(
+        "the provider does not show a row of table {} yet, a value of which has to be asked for",
+        target.name
+    ))
 }
 
 /// Why a transaction is not prepared that a copy is in the way of.
