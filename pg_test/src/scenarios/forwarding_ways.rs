@@ -32,6 +32,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "of two ways one brings less, and what it leaves out is taken for applied",
         narrow,
     ),
+    scenario(
+        "forwarding_forgets",
+        "what is remembered of changes that came on two ways grows faster than it is forgotten",
+        forgets,
+    ),
 ];
 
 /// n3 counts what is applied there: triggers that fire always.
@@ -264,4 +269,24 @@ fn narrow(stage: &Stage) -> Result<()> {
         3 * rounds
     );
     expect(&cluster, 3, counted, &wanted)
+}
+
+fn forgets(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    let second = cluster.node(2)?;
+    // As after some minutes of many small transactions of an origin that nobody brings any more.
+    write(
+        &cluster,
+        2,
+        "INSERT INTO ha.applied_changes
+         SELECT 77, '0/0'::pg_lsn + g, 1000000 * (extract(epoch FROM now()) - 946684800), 'x' FROM generate_series(1, 150000) g",
+    )?;
+    let mut polling = second.polling(&cluster.database);
+    wait::until("nothing is remembered", PATIENCE, || {
+        let left = sql::show(&polling.rows("SELECT count(*) FROM ha.applied_changes")?);
+        Ok(Probe::when(left == "0", left))
+    })
 }

@@ -492,8 +492,8 @@ impl Apply {
         }
     }
 
-    /// Forgets what was noted of changes that cannot come again.
-    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
+    /// See [`Rivals::forget`].
+    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<bool, String> {
         self.rivals.forget(oldest)
     }
 
