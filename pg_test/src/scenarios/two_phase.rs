@@ -54,6 +54,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         weight: 1,
     },
     Scenario {
+        name: "two_phase_cannot",
+        story: "what this server cannot prepare, or not any more of, stops the stream before the end of what is prepared",
+        run: cannot,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
         name: "two_phase_alike",
         story: "of several equal rows a prepared transaction holds one, and the next change of another waits for it, and so does its own end",
         run: alike,
@@ -489,4 +497,42 @@ fn alike(stage: &Stage) -> Result<()> {
     let rows = two.text(&cluster.database, "SELECT string_agg(v, ',' ORDER BY v) FROM k")?;
     ensure!(rows == "new,same", "n2 has {rows}");
     Ok(())
+}
+
+fn cannot(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(plan().node(2, |spec| {
+        spec.settings
+            .push(("max_prepared_transactions".to_owned(), "2".to_owned()));
+    }))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(TABLES)?;
+    add_everywhere(&cluster, "default", &["t", "other"])?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    two.exec(
+        &cluster.database,
+        "CREATE FUNCTION passing() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 CREATE TEMP TABLE IF NOT EXISTS passing (id int);
+                 RETURN NULL;
+             END $$;
+         CREATE TRIGGER passes AFTER INSERT ON other FOR EACH ROW EXECUTE FUNCTION passing();
+         ALTER TABLE other ENABLE ALWAYS TRIGGER passes",
+    )?;
+    let name = cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    two_phase(&cluster, two, &name)?;
+    let mut session = one.session(&cluster.database)?;
+    session.exec("BEGIN; INSERT INTO other VALUES (1, 'x'); PREPARE TRANSACTION 'a'")?;
+    for (gid, id) in [("b", 1), ("c", 2), ("d", 3)] {
+        session.exec(&format!(
+            "BEGIN; INSERT INTO t VALUES ({id}, '{gid}'); PREPARE TRANSACTION '{gid}'"
+        ))?;
+    }
+    wait_prepared(&cluster, two, "a kept, b prepared, c prepared, d kept")?;
+    for gid in ["d", "c", "b", "a"] {
+        session.exec(&format!("COMMIT PREPARED '{gid}'"))?;
+    }
+    cluster.sync(1, 2)?;
+    wait_prepared(&cluster, two, "")?;
+    compare::identical(&cluster, &["t", "other"])
 }

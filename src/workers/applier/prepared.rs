@@ -167,8 +167,9 @@ fn tentatively(
     let mut refused = None;
     attempt(apply, positions, leaps, |apply, again, look, positions| {
         apply.begin_tentative(&prepare.begin, again, look)?;
-        match held.play(aborted, apply, positions) {
-            Ok(()) => apply.prepare(local_gid, positions),
+        let played = held.play(aborted, apply, positions);
+        match played.and_then(|()| apply.prepare(local_gid, positions)) {
+            Ok(()) => {}
             Err(Failure::NotBeforeCommit(reason)) => {
                 apply.give_up();
                 refused = Some(reason);

@@ -7,12 +7,14 @@ use pg_ha_model::NodeId;
 use pg_ha_replication::codec::Begin;
 use pg_ha_replication::conflict::Version;
 use pg_ha_replication::skip::Verdict;
+use pgrx::PgSqlErrorCode;
 
 use super::super::ways::Lane;
 use super::{Apply, Failure, Open, Passed, Progress};
+use crate::postgres::apply::acting;
 use crate::postgres::apply::table::Look;
 use crate::postgres::apply::target::{Key, Target};
-use crate::postgres::{apply, two_phase};
+use crate::postgres::{apply, two_phase, worker};
 
 impl Apply {
     /// The node whose transactions come.
@@ -64,19 +66,36 @@ impl Apply {
         self.check.give_up();
     }
 
-    /// Prepares it under this name.
-    pub(in crate::workers::applier) fn prepare(&mut self, gid: &str, progress: &mut dyn Progress) {
-        let Some(open) = &self.open else { return };
+    /// Prepares it under this name; or says why the server cannot, with nothing done: triggers may have made temporary
+    /// tables, or too many others are prepared, whose ends come behind this in the stream.
+    pub(in crate::workers::applier) fn prepare(
+        &mut self,
+        gid: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Failure> {
+        let Some(open) = &self.open else { return Ok(()) };
         let stamp = open.lane.origin;
         let (end_lsn, origin_lsn, time) = (open.end_lsn, open.origin_lsn, open.version.timestamp.0);
         self.tables.close();
-        // While this can fail the transaction is there to be told of.
-        two_phase::prepare(stamp, origin_lsn, time, gid);
+        // What triggers raise may not come again with another attempt. While this can fail the transaction is there to
+        // be told of.
+        acting::fire_deferred();
+        worker::catch(|| two_phase::prepare(stamp, origin_lsn, time, gid)).map_err(|caught| match caught
+            .sqlstate
+        {
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+            | PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY
+            | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE => {
+                Failure::NotBeforeCommit(caught.message)
+            }
+            _ => Failure::Server(caught.describe()),
+        })?;
         self.open = None;
         let counts = core::mem::take(&mut self.counts);
         self.prepared_counts.insert(gid.to_owned(), counts);
         self.check.give_up();
         self.done(end_lsn, origin_lsn, progress);
+        Ok(())
     }
 
     /// Runs work in a local transaction, which commits with everything up to the end of a remote one counted as done.
