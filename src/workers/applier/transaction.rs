@@ -382,7 +382,7 @@ impl Apply {
         let verdict = if applied {
             Verdict::Apply
         } else {
-            self.skip.judge(begin)
+            self.skip.judge(begin).map_err(Failure::Skip)?
         };
         let passed = (verdict == Verdict::PassOver).then(|| Passed::new(begin));
         let skip = applied || passed.is_some();

@@ -35,6 +35,8 @@ pub(in crate::workers::applier) enum Failure {
     Spool(#[from] crate::durable::Error),
     #[error("{0}")]
     Positions(String),
+    #[error("what is to be passed over could not be read: {0}")]
+    Skip(String),
     /// An error of PostgreSQL that another attempt meets too.
     #[error("{0}")]
     Server(String),

@@ -33,8 +33,8 @@ impl Apply {
     }
 
     /// Whether somebody wants this transaction passed over.
-    pub(in crate::workers::applier) fn passes_over(&self, begin: &Begin<'_>) -> bool {
-        self.skip.judge(begin) == Verdict::PassOver
+    pub(in crate::workers::applier) fn passes_over(&mut self, begin: &Begin<'_>) -> Result<bool, String> {
+        Ok(self.skip.judge(begin)? == Verdict::PassOver)
     }
 
     /// Begins a prepared transaction, which does not commit yet. `again`: it has been begun before and failed.
