@@ -2,12 +2,13 @@
 
 mod failure;
 mod prepared;
+mod truncate;
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::{NodeId, PgTimestamp};
-use pg_ha_replication::codec::{Begin, Commit, Decoder, Logical, Message, Truncate};
+use pg_ha_replication::codec::{Begin, Commit, Decoder, Logical, Message};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
 use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
@@ -501,64 +502,6 @@ impl Apply {
         if let Some(passed) = self.open.as_mut().and_then(|open| open.passed.as_mut()) {
             passed.changes += 1;
         }
-    }
-
-    fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
-        self.count_passed();
-        let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
-            return Ok(());
-        };
-        // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
-        // through foreign keys, and without it the server would refuse to truncate what they refer to.
-        let all = truncate.relations.iter().count();
-        let (end_lsn, tentative) = (open.end_lsn, open.tentative);
-        self.tables.close();
-        let mut ids = Vec::with_capacity(all);
-        for id in truncate.relations.iter() {
-            if self.tables.may_truncate(id, end_lsn)? && self.is_new(id)? {
-                ids.push(id);
-            }
-        }
-        if tentative && ids.len() < all {
-            return Err(being_copied());
-        }
-        if ids.is_empty() {
-            return Ok(());
-        }
-        for id in &ids {
-            self.tables.resolve(*id)?;
-        }
-        let targets = ids
-            .iter()
-            .map(|id| self.tables.target(*id))
-            .collect::<Result<Vec<_>, _>>()?;
-        if ids.len() < all {
-            for target in targets {
-                worker::with_latest_snapshot(|| subscription_tables::empty(&target.name))?;
-            }
-            return Ok(());
-        }
-        apply::truncate(
-            &targets,
-            truncate.flags & Truncate::CASCADE != 0,
-            truncate.flags & Truncate::RESTART_SEQS != 0,
-        )?;
-        Ok(())
-    }
-
-    /// Whether the emptying of a table in the open transaction has not come by another way.
-    fn is_new(&mut self, relation: u32) -> Result<bool, Failure> {
-        let Some(arrival) = self.open.as_mut().and_then(|open| open.arrival.as_mut()) else {
-            return Ok(true);
-        };
-        let shape = self.tables.shape(relation)?;
-        let verdict = arrival.meet(Change {
-            digest: self.rivals.since_copy(&shape, shape.truncate()),
-            relation,
-            keyed: shape.is_keyed(),
-            kind: Kind::Truncate,
-        });
-        Ok(verdict != once::Verdict::Skip)
     }
 
     fn row(
