@@ -395,6 +395,18 @@ pub(crate) fn empty(qualified_name: &str) -> Result<(), EmptyError> {
     as_owner(qualified_name, operation, &statement)
 }
 
+/// Removes the rows of the local table that were committed before a time (TimestampTz), or at it if that is `included`,
+/// and those that the current transaction has written, as the table's owner.
+pub(crate) fn empty_of_older(qualified_name: &str, time: i64, included: bool) -> Result<(), EmptyError> {
+    let rows = rows_of(qualified_name)?;
+    let statement = format!(
+        "DELETE FROM {rows} WHERE coalesce(pg_catalog.pg_xact_commit_timestamp(xmin), '-infinity') {} '{}'::timestamptz",
+        if included { "<=" } else { "<" },
+        crate::postgres::time_text(time)
+    );
+    as_owner(qualified_name, Operation::Delete, &statement)
+}
+
 /// Runs a statement on a table as whoever its changes are applied as: triggers of the table run by it.
 fn as_owner(qualified_name: &str, operation: Operation, statement: &str) -> Result<(), EmptyError> {
     let oid: Option<pgrx::pg_sys::Oid> = read_one(

@@ -18,6 +18,7 @@ mod crash_apply;
 mod every_type;
 mod false_missing;
 mod forwarding;
+mod forwarding_others;
 mod forwarding_ways;
 mod least_privilege_tls;
 mod many_tables;
@@ -61,6 +62,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
+        forwarding_others::SCENARIOS,
         forwarding_ways::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
