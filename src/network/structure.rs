@@ -179,7 +179,87 @@ fn within_transaction(script: &str) -> String {
             None => Some(line.to_owned()),
         }
     };
-    script.lines().filter_map(line).collect::<Vec<_>>().join("\n")
+    let mut place = Place::Statement;
+    let lines = script.lines().filter_map(|text| {
+        let inside = place != Place::Statement;
+        place = place.after(text);
+        // Part of a function, a comment or another string: somebody's own words.
+        if inside { Some(text.to_owned()) } else { line(text) }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Where in a script a line begins. As pg_dump writes them, with `standard_conforming_strings` on.
+#[derive(Clone, PartialEq, Eq)]
+enum Place {
+    Statement,
+    /// In a string; with escapes by backslash.
+    String(bool),
+    Identifier,
+    /// In a string that ends with this.
+    Dollar(String),
+    /// In so many comments.
+    Comment(usize),
+}
+
+impl Place {
+    /// Where the next line begins.
+    fn after(&self, line: &str) -> Place {
+        let mut place = self.clone();
+        let mut rest = line;
+        // The last character, for what an E before a quote means.
+        let mut before = ' ';
+        while let Some(first) = rest.chars().next() {
+            let (taken, next) = match &place {
+                Place::Statement => Place::opened_by(rest, before),
+                Place::String(true) if first == '\\' => (2, None),
+                Place::String(_) if first == '\'' => (1, Some(Place::Statement)),
+                Place::Identifier if first == '"' => (1, Some(Place::Statement)),
+                Place::Dollar(end) if rest.starts_with(end.as_str()) => (end.len(), Some(Place::Statement)),
+                Place::Comment(depth) if rest.starts_with("*/") => (
+                    2,
+                    Some(match depth {
+                        0 | 1 => Place::Statement,
+                        depth => Place::Comment(depth - 1),
+                    }),
+                ),
+                Place::Comment(depth) if rest.starts_with("/*") => (2, Some(Place::Comment(depth + 1))),
+                _ => (1, None),
+            };
+            place = next.unwrap_or(place);
+            let mut characters = rest.char_indices().skip_while(|(at, _)| *at < taken);
+            before = first;
+            rest = characters.next().map_or("", |(at, _)| &rest[at..]);
+        }
+        place
+    }
+
+    /// What begins here, in a statement: how many bytes it takes, and where they lead.
+    fn opened_by(rest: &str, before: char) -> (usize, Option<Place>) {
+        let word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '$');
+        if rest.starts_with("--") {
+            return (rest.len(), None);
+        }
+        if rest.starts_with("/*") {
+            return (2, Some(Place::Comment(1)));
+        }
+        if rest.starts_with('"') {
+            return (1, Some(Place::Identifier));
+        }
+        if rest.starts_with('\'') {
+            return (1, Some(Place::String(false)));
+        }
+        if !word(before) && (rest.starts_with("E'") || rest.starts_with("e'")) {
+            return (2, Some(Place::String(true)));
+        }
+        if !word(before)
+            && let Some((tag, _)) = rest.strip_prefix('$').and_then(|rest| rest.split_once('$'))
+            && tag.chars().all(|character| character != '$' && word(character))
+        {
+            return (tag.len() + 2, Some(Place::Dollar(format!("${tag}$"))));
+        }
+        (1, None)
+    }
 }
 
 #[cfg(test)]
@@ -195,6 +275,33 @@ mod tests {
             within_transaction(script),
             "ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5);\n\
              ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);"
+        );
+    }
+
+    #[test]
+    fn what_somebody_wrote_stays_as_it_is() {
+        let script = "CREATE FUNCTION f() AS $_$
+\\restrict x
+SET lock_timeout = 0;
+SET row_security = off;
+$$
+SELECT pg_catalog.set_config('search_path', '', false);
+$_$;
+COMMENT ON FUNCTION f() IS 'It''s
+SET row_security = off;
+';
+CREATE VIEW \"a'
+SET row_security = off;
+\" AS SELECT E'\\'
+SET row_security = off;
+', '\\' AS c$$, $1;
+/* a /* b */
+SET row_security = off;
+*/ -- it's
+";
+        assert_eq!(
+            within_transaction(&format!("{script}SET lock_timeout = 0;\nSET row_security = off;")),
+            format!("{script}SET LOCAL row_security = off;")
         );
     }
 

@@ -175,6 +175,16 @@ pub(crate) fn with_fixed_search_path<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Runs `work`; settings that it changes are as before when it is through.
+pub(crate) fn with_settings_restored<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: opens a nest level that is closed below; if `work` unwinds, the transaction's abort closes it.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    let result = work();
+    // SAFETY: the level opened above; false gives back what was, as the server does after functions of indexes.
+    unsafe { pg_sys::AtEOXact_GUC(false, level) };
+    result
+}
+
 /// Raises if the user asked to cancel or the server is stopping.
 pub(crate) fn check_for_interrupts() {
     pgrx::check_for_interrupts!();

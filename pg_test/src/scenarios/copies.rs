@@ -529,13 +529,15 @@ fn structure(stage: &Stage) -> Result<()> {
         &cluster.database,
         &format!(
             "CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('good', 'bad');
-             CREATE TABLE app.people (id serial PRIMARY KEY, mood app.mood, name text DEFAULT 'nobody', CHECK (id > 0));
+             CREATE TABLE app.people (id serial PRIMARY KEY, mood app.mood, name text DEFAULT 'nobody' CHECK (name ~ '^\\w+$'), CHECK (id > 0));
              CREATE TABLE app.pets (id int PRIMARY KEY, owner int REFERENCES app.people);
              CREATE TABLE app.visits (id int PRIMARY KEY) PARTITION BY RANGE (id);
              CREATE TABLE app.visits_1 PARTITION OF app.visits FOR VALUES FROM (0) TO (1000);
              CREATE FUNCTION app.touch() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
 UPDATE app.people
 SET name = 'touched';
+SET row_security = on;
+SET lock_timeout = 0;
 END $$;
              CREATE VIEW app.good AS SELECT * FROM app.people WHERE mood = 'good';
              INSERT INTO app.people (mood) SELECT 'good' FROM generate_series(1, 500);
@@ -577,7 +579,25 @@ END $$;
     )?;
     left_nothing(first, &cluster.database, &before)?;
     second.exec(&cluster.database, "DROP SCHEMA app")?;
-    second.exec(&cluster.database, &create)?;
+    // In a transaction whose settings stay its own.
+    let mut session = second.session(&cluster.database)?;
+    session.exec("SET standard_conforming_strings = off")?;
+    session.exec("BEGIN")?;
+    let settings = "SELECT name, setting FROM pg_settings WHERE source = 'session' OR name IN
+         ('row_security', 'check_function_bodies', 'client_min_messages', 'default_table_access_method', 'search_path')";
+    let before = session.rows(settings)?;
+    session.rows(&create)?;
+    ensure!(
+        session.rows(settings)? == before,
+        "settings of the session were changed"
+    );
+    session.exec("COMMIT")?;
+    let rule = "SELECT string_agg(pg_get_constraintdef(oid), ', ' ORDER BY conname) FROM pg_constraint
+         WHERE conrelid = 'app.people'::regclass AND contype = 'c'";
+    ensure!(
+        first.text(&cluster.database, rule)? == second.text(&cluster.database, rule)?,
+        "constraints were changed on the way"
+    );
     wait_for_sync(&cluster)?;
     first.exec(
         &cluster.database,
