@@ -11,6 +11,7 @@ mod bad_input_settings;
 mod conflict_lww;
 mod copies;
 mod copies_cut_off;
+mod copies_local_rows;
 mod copies_many;
 mod copies_versions;
 mod crash_anything;
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         copies_versions::SCENARIOS,
         crash_anything::SCENARIOS,
         copies_cut_off::SCENARIOS,
+        copies_local_rows::SCENARIOS,
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
