@@ -3,6 +3,7 @@
 use super::{Error, Row, execute, read, read_one, write};
 use crate::postgres::apply::ApplyError;
 use crate::postgres::apply::acting::{self, Operation};
+use crate::postgres::server;
 use crate::postgres::worker::with_latest_snapshot;
 
 /// What becomes of the rows that a table holds already when its copy begins.
@@ -328,17 +329,15 @@ pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
 }
 
 /// Keeps others from writing to a table until the end of the transaction. A table that does not exist is not locked.
+/// Gives the transaction no number, as LOCK TABLE by SPI would: the provider waits for those that have one.
 pub(crate) fn lock(qualified_name: &str) -> Result<(), Error> {
-    let exists = read_one(
-        "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
+    let table = read_one(
+        "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid",
         &[qualified_name.into()],
-        |row| row.get::<bool>(1),
+        |row| row.maybe(1),
     )?;
-    if exists == Some(true) {
-        execute(
-            &format!("LOCK TABLE {qualified_name} IN SHARE ROW EXCLUSIVE MODE"),
-            &[],
-        )?;
+    if let Some(table) = table.flatten() {
+        server::lock_against_writers(table);
     }
     Ok(())
 }

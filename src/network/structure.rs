@@ -1,7 +1,7 @@
 //! The definitions of a provider's database, as pg_dump beside this server writes them.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,11 +28,9 @@ pub(crate) enum DumpError {
     Output(io::Error),
 }
 
-/// A running pg_dump, ended with this value; its output goes with it.
+/// A running pg_dump, ended with this value.
 struct Running {
     child: Child,
-    output: PathBuf,
-    complaints: PathBuf,
 }
 
 impl Drop for Running {
@@ -40,8 +38,6 @@ impl Drop for Running {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_file(&self.output);
-        let _ = fs::remove_file(&self.complaints);
     }
 }
 
@@ -56,17 +52,11 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
         command.env("PGPASSWORD", password);
     }
     let directory = durable::ensure_directory()?;
-    let file = |name: &str| directory.join(format!("{name}.{}", server::process_id()));
-    let (output, complaints) = (file("structure"), file("structure_errors"));
-    let open = |path: &Path| -> Result<File, DumpError> {
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(DumpError::Output)
-    };
+    let (mut output, mut complaints) = (
+        nameless(&directory.join(format!("structure.{}", server::process_id())))?,
+        nameless(&directory.join(format!("structure_errors.{}", server::process_id())))?,
+    );
+    let to = |file: &File| file.try_clone().map_err(DumpError::Output);
     let child = command
         .args([
             "--schema-only",
@@ -81,15 +71,11 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
             &parameters.to_conninfo(),
         ])
         .stdin(Stdio::null())
-        .stdout(open(&output)?)
-        .stderr(open(&complaints)?)
+        .stdout(to(&output)?)
+        .stderr(to(&complaints)?)
         .spawn()
         .map_err(|source| DumpError::Program { program, source })?;
-    let mut running = Running {
-        child,
-        output,
-        complaints,
-    };
+    let mut running = Running { child };
     let status = loop {
         if let Some(status) = running.child.try_wait().map_err(DumpError::Output)? {
             break status;
@@ -97,11 +83,31 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
         latch::pause(Duration::from_millis(20));
     };
     if !status.success() {
-        let said = fs::read_to_string(&running.complaints).map_err(DumpError::Output)?;
+        let said = whole(&mut complaints)?;
         return Err(DumpError::Failed(without_secrets(&parameters, dsn, said.trim())));
     }
-    let script = fs::read_to_string(&running.output).map_err(DumpError::Output)?;
-    Ok(within_transaction(&script))
+    Ok(within_transaction(&whole(&mut output)?))
+}
+
+/// A file that loses its name at once, so that it goes with those who have it open, however they end.
+fn nameless(path: &Path) -> Result<File, DumpError> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(DumpError::Output)?;
+    fs::remove_file(path).map_err(DumpError::Output)?;
+    Ok(file)
+}
+
+fn whole(file: &mut File) -> Result<String, DumpError> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).map_err(DumpError::Output)?;
+    file.read_to_string(&mut text).map_err(DumpError::Output)?;
+    Ok(text)
 }
 
 fn without_secrets(parameters: &Conninfo, dsn: &str, text: &str) -> String {

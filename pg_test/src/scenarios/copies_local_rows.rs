@@ -1,7 +1,7 @@
 //! Failure story: a table is copied while people write to it on the node that receives the copy, and what they wrote is
 //! gone there, or is there on one of two nodes only.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -33,6 +33,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "copies_meet_own_changes",
         "a table is copied anew from a node that lags behind, and what was written here is on that node alone in the end",
         meet_own_changes,
+    ),
+    scenario(
+        "copies_both_ways",
+        "two nodes copy from each other, and each waits for ever until the other's copy is through",
+        both_ways,
     ),
 ];
 
@@ -153,5 +158,68 @@ fn meet_own_changes(stage: &Stage) -> Result<()> {
         second.number(&cluster.database, "SELECT count(*) FROM t WHERE v = 'second'")? == 2,
         "what node 2 wrote is on neither node"
     );
+    // Where nothing lags it does not take the time after which a copier goes on by itself.
+    let started = Instant::now();
+    second.exec(
+        &cluster.database,
+        &format!("SELECT ha.sub_resync_table({}, 't')", literal(NAME)),
+    )?;
+    wait_for_table(&cluster, second, "t", "replicating")?;
+    ensure!(
+        started.elapsed() < Duration::from_secs(9),
+        "the copy took {:?}",
+        started.elapsed()
+    );
+    let warnings = "SELECT count(*) FROM ha.events WHERE kind = 'table_resync' AND severity = 'warning'";
+    ensure!(
+        second.number(&cluster.database, warnings)? == 0,
+        "the copier did not wait until its provider had everything"
+    );
     Ok(())
+}
+
+fn both_ways(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    cluster.everywhere(
+        "CREATE TABLE one (id int PRIMARY KEY, v text); CREATE TABLE two (id int PRIMARY KEY, v text);
+         SELECT ha.repset_add_table('default', 'one'), ha.repset_add_table('default', 'two')",
+    )?;
+    cluster.mesh()?;
+    cluster.wait_replicating()?;
+    first.exec(
+        &cluster.database,
+        "INSERT INTO one SELECT g, 'one' FROM generate_series(1, 100) g; INSERT INTO two SELECT g, 'two' FROM generate_series(1, 100) g",
+    )?;
+    cluster.sync(1, 2)?;
+    // Slots are not ready while these run, so that both copiers have begun before either goes on.
+    let mut holders = Vec::new();
+    for node in [first, second] {
+        let mut holder = node.session(&cluster.database)?;
+        holder.exec("BEGIN; SELECT pg_current_xact_id()")?;
+        holders.push(holder);
+    }
+    for (node, subscription, table) in [(first, "sub_n1_n2", "two"), (second, NAME, "one")] {
+        let call = format!(
+            "SELECT ha.sub_resync_table({}, {})",
+            literal(subscription),
+            literal(table)
+        );
+        node.exec(&cluster.database, &call)?;
+    }
+    for node in [first, second] {
+        let mut polling = node.polling(&cluster.database);
+        wait::until("the other node's copier makes its slot", PATIENCE, || {
+            let rows = polling.rows("SELECT FROM pg_replication_slots WHERE temporary")?;
+            Ok(Probe::when(!rows.is_empty(), "there is none"))
+        })?;
+    }
+    for mut holder in holders {
+        holder.exec("COMMIT")?;
+    }
+    wait_for_table(&cluster, second, "one", "replicating")?;
+    wait_for_table(&cluster, first, "two", "replicating")?;
+    cluster.sync_all()?;
+    compare::identical(&cluster, &["one", "two"])
 }

@@ -13,6 +13,7 @@ mod copies;
 mod copies_cut_off;
 mod copies_local_rows;
 mod copies_many;
+mod copies_structure_cut;
 mod copies_versions;
 mod crash_anything;
 mod crash_apply;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash_anything::SCENARIOS,
         copies_cut_off::SCENARIOS,
         copies_local_rows::SCENARIOS,
+        copies_structure_cut::SCENARIOS,
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,

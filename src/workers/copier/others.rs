@@ -75,17 +75,18 @@ pub(super) fn wait_for_provider(
     }
 }
 
-/// Ends what this node has written so far with a message that the provider, if it subscribes to us, confirms at once;
-/// returns its position, 0 where nobody will.
+/// Where what this node has written so far ends; 0 if the provider does not subscribe to us. A message asks it to confirm
+/// that it has come as far.
 fn mark_own_changes(work: &Work) -> Result<u64, Failure> {
     if slots_of_provider(work)?.is_empty() {
         return Ok(0);
     }
+    let end = worker::with_latest_snapshot(replication_slots::end_of_wal)?;
     // It belongs to no transaction, so that it gives ours no number which the provider would wait for.
-    let end = origin::unmarked(|| {
+    let asked = origin::unmarked(|| {
         worker::with_latest_snapshot(|| catalogs::emit_message(catalogs::SYNC_MESSAGE, "before a copy"))
     })?;
-    server::flush_wal(end);
+    server::flush_wal(asked);
     Ok(end)
 }
 
