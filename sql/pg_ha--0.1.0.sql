@@ -783,6 +783,26 @@ $$;
 COMMENT ON FUNCTION ha.require_subscription(name) IS
     'raises unless there is a subscription of that name on this node (or the name is null)';
 
+CREATE FUNCTION ha.require_relation(subscription_name name, relation regclass) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    IF $1 IS NULL OR $2 IS NULL THEN
+        RAISE EXCEPTION 'argument "%" must not be null',
+                        CASE WHEN $1 IS NULL THEN 'subscription_name' ELSE 'relation' END
+            USING ERRCODE = 'null_value_not_allowed', DETAIL = 'Null was given.', HINT = 'Give it a value.';
+    END IF;
+    PERFORM ha.require_subscription($1);
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = $2) THEN
+        RAISE EXCEPTION 'relation with OID % does not exist', $2::oid
+            USING ERRCODE = 'undefined_table', DETAIL = 'There is no such row in pg_class.',
+                  HINT = 'ha.copied_tables has the tables that subscriptions copy, also those that are missing here.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ha.require_relation(name, regclass) IS
+    'raises unless there is a subscription of that name, and a relation, on this node';
+
 -- In SQL, since PL/pgSQL wants different names for arguments and result columns.
 CREATE FUNCTION ha.sub_show_status(subscription_name name = NULL)
     RETURNS TABLE (subscription_name name, status text, provider_node name, provider_dsn text, slot_name name,
@@ -801,9 +821,9 @@ COMMENT ON FUNCTION ha.sub_show_status(name) IS
 
 CREATE FUNCTION ha.sub_show_table(subscription_name name, relation regclass,
                                   OUT nspname name, OUT relname name, OUT status text) RETURNS SETOF record
-    LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT ha.require_subscription($1);
+    SELECT ha.require_relation($1, $2);
     SELECT n.nspname, c.relname, coalesce(t.status, 'replicating')
       FROM pg_class c
       JOIN pg_namespace n ON n.oid = c.relnamespace

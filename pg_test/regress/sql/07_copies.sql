@@ -41,6 +41,8 @@ SELECT nspname, relname, state, existing_rows, sync_lsn FROM ha.subscription_tab
 SELECT ha.sub_resync_table('s', 'published', truncate => false);
 SELECT nspname, relname, state, existing_rows, sync_lsn FROM ha.subscription_tables;
 SELECT * FROM ha.sub_show_table('s', 'published');
+SELECT * FROM ha.sub_show_table('s', NULL);
+SELECT * FROM ha.sub_show_table('s', 0::regclass);
 SELECT * FROM ha.sub_show_table('s', 'other');
 SELECT relation, sync_state, copy_rows, copy_percent FROM ha.status_tables;
 SELECT status, copy_tables_done, copy_tables_total, copy_rows, copy_percent, copy_eta FROM ha.status_subscriptions;
