@@ -104,6 +104,15 @@ pub(crate) fn run_script(script: &str) -> Result<(), Error> {
     })
 }
 
+/// The roles of this server, quoted where needed.
+pub(crate) fn roles() -> Result<Vec<String>, Error> {
+    read(
+        "SELECT pg_catalog.quote_ident(rolname) FROM pg_catalog.pg_roles",
+        &[],
+        |row| row.get(1),
+    )
+}
+
 /// A random UUID.
 pub(crate) fn new_uid() -> Result<String, Error> {
     read_one("SELECT pg_catalog.gen_random_uuid()::text", &[], |row| row.get(1))?

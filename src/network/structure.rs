@@ -42,8 +42,8 @@ impl Drop for Running {
 }
 
 /// The statements that make the provider's schemas, tables, types, functions and so on: of all but this extension,
-/// without owners and privileges, whose roles may not exist here.
-pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
+/// without privileges, and with those owners that are among `roles` (quoted where needed): others do not exist here.
+pub(crate) fn dump(dsn: &str, roles: &[String]) -> Result<String, DumpError> {
     let mut parameters = parse_dsn(dsn)?;
     let program = server::program("pg_dump");
     let mut command = Command::new(&program);
@@ -60,7 +60,6 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
     let child = command
         .args([
             "--schema-only",
-            "--no-owner",
             "--no-privileges",
             "--no-publications",
             "--no-subscriptions",
@@ -86,7 +85,7 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
         let said = whole(&mut complaints)?;
         return Err(DumpError::Failed(without_secrets(&parameters, dsn, said.trim())));
     }
-    Ok(within_transaction(&whole(&mut output)?))
+    Ok(within_transaction(&whole(&mut output)?, roles))
 }
 
 /// A file that loses its name at once, so that it goes with those who have it open, however they end.
@@ -156,10 +155,23 @@ fn without_internal_option(line: &str) -> Option<Option<String>> {
     Some((!kept.is_empty()).then(|| format!("{head} SET ({});", kept.join(", "))))
 }
 
+/// Whom the statement makes the owner of something.
+fn owner(line: &str) -> Option<&str> {
+    let (_, owner) = line.strip_prefix("ALTER ")?.rsplit_once(" OWNER TO ")?;
+    owner.strip_suffix(';')
+}
+
 /// The script as part of a transaction: without what only psql understands, without the extension, which is here, and
 /// with settings that end with the transaction. Those of limits in time are left as they are.
-fn within_transaction(script: &str) -> String {
+fn within_transaction(script: &str, roles: &[String]) -> String {
     let line = |line: &str| -> Option<String> {
+        if let Some(owner) = owner(line) {
+            // Those may belong to superusers alone, which a role of that name need not be here.
+            let for_superusers =
+                line.starts_with("ALTER EVENT TRIGGER ") || line.starts_with("ALTER FOREIGN DATA WRAPPER ");
+            let kept = !for_superusers && roles.iter().any(|role| role == owner);
+            return kept.then(|| line.to_owned());
+        }
         if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") {
             return None;
         }
@@ -278,9 +290,19 @@ mod tests {
                       ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5, pg_attver=23);\n\
                       ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);";
         assert_eq!(
-            within_transaction(script),
+            within_transaction(script, &[]),
             "ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5);\n\
              ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);"
+        );
+    }
+
+    #[test]
+    fn owners_that_exist_stay_owners() {
+        let script = "ALTER TABLE public.a OWNER TO \"Bob\";\nALTER FUNCTION f(integer) OWNER TO carol;\nALTER SCHEMA s OWNER TO bob;";
+        let roles = ["\"Bob\"".to_owned(), "bob".to_owned()];
+        assert_eq!(
+            within_transaction(script, &roles),
+            "ALTER TABLE public.a OWNER TO \"Bob\";\nALTER SCHEMA s OWNER TO bob;"
         );
     }
 
@@ -306,7 +328,10 @@ SET row_security = off;
 */ -- it's
 ";
         assert_eq!(
-            within_transaction(&format!("{script}SET lock_timeout = 0;\nSET row_security = off;")),
+            within_transaction(
+                &format!("{script}SET lock_timeout = 0;\nSET row_security = off;"),
+                &[]
+            ),
             format!("{script}SET LOCAL row_security = off;")
         );
     }
@@ -318,7 +343,7 @@ SET row_security = off;
                       CREATE EXTENSION IF NOT EXISTS pg_ha WITH SCHEMA public;\n\
                       CREATE FUNCTION f() AS $$\nUPDATE t\nSET x = 1;\n$$;\n\\unrestrict abc";
         assert_eq!(
-            within_transaction(script),
+            within_transaction(script, &[]),
             "SET LOCAL row_security = off;\nSELECT pg_catalog.set_config('search_path', '', true);\n\
              CREATE FUNCTION f() AS $$\nUPDATE t\nSET x = 1;\n$$;"
         );

@@ -544,7 +544,11 @@ END $$;
              INSERT INTO app.pets SELECT g, g FROM generate_series(1, 500) g;
              INSERT INTO app.visits SELECT g FROM generate_series(1, 500) g;
              SELECT ha.repset_add_all_tables('default', '{{app}}');
-             CREATE ROLE links LOGIN REPLICATION PASSWORD '{SECRET}'; GRANT ha_replication TO links"
+             CREATE ROLE links LOGIN REPLICATION PASSWORD '{SECRET}'; GRANT ha_replication TO links;
+             CREATE ROLE \"On both\"; CREATE ROLE here_only; CREATE FUNCTION app.whose() RETURNS int SECURITY DEFINER LANGUAGE sql
+                 RETURN 1;
+             ALTER TABLE app.people OWNER TO \"On both\"; ALTER FUNCTION app.whose() OWNER TO \"On both\";
+             ALTER TABLE app.pets OWNER TO here_only"
         ),
     )?;
     let dsn = format!(
@@ -556,6 +560,7 @@ END $$;
         literal(NAME),
         literal(&dsn)
     );
+    second.exec(&cluster.database, "CREATE ROLE \"On both\"")?;
     let before = inventory(first, &cluster.database)?;
     refused(
         second,
@@ -592,6 +597,14 @@ END $$;
         "settings of the session were changed"
     );
     session.exec("COMMIT")?;
+    let owners = "SELECT (SELECT string_agg(relowner::regrole::text, ', ' ORDER BY relname) FROM pg_class
+                           WHERE oid IN ('app.people'::regclass, 'app.pets'::regclass))
+                 || ', ' || (SELECT proowner::regrole FROM pg_proc WHERE proname = 'whose')";
+    ensure!(
+        second.text(&cluster.database, owners)? == r#""On both", postgres, "On both""#,
+        "owners are {}",
+        second.text(&cluster.database, owners)?
+    );
     let rule = "SELECT string_agg(pg_get_constraintdef(oid), ', ' ORDER BY conname) FROM pg_constraint
          WHERE conrelid = 'app.people'::regclass AND contype = 'c'";
     ensure!(
