@@ -15,7 +15,11 @@ use crate::sql::{self, literal};
 use crate::wait::{self, PATIENCE, Probe};
 use crate::workload::{self, Branches, Schema, TABLES, Writer};
 
-const fn scenario(name: &'static str, story: &'static str, run: fn(&Stage) -> Result<()>) -> Scenario {
+pub(super) const fn scenario(
+    name: &'static str,
+    story: &'static str,
+    run: fn(&Stage) -> Result<()>,
+) -> Scenario {
     Scenario {
         name,
         story,
@@ -33,16 +37,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         cascade_crash,
     ),
     scenario(
-        "forwarding_diamond_crash",
-        "changes that come to a node on two ways are applied twice, or not at all, when one way dies",
-        diamond_crash,
-    ),
-    scenario(
-        "forwarding_diamond_copy",
-        "a table that is copied from one of two providers never gets there under load, or lacks what the other one brought",
-        diamond_copy,
-    ),
-    scenario(
         "forwarding_ring",
         "in a ring changes circle for ever, come twice, or are taken for conflicts",
         ring,
@@ -57,15 +51,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a node gets changes of one that it has never heard of, or that was made anew, and loses them or takes old for new",
         unknown,
     ),
-    scenario(
-        "forwarding_narrow",
-        "of two ways one brings less, and what it leaves out is taken for applied",
-        narrow,
-    ),
 ];
 
 /// `to` receives from `from`, with changes of others.
-fn subscribe(cluster: &Cluster, from: usize, to: usize, forward: &str) -> Result<String> {
+pub(super) fn subscribe(cluster: &Cluster, from: usize, to: usize, forward: &str) -> Result<String> {
     let (from, to) = (cluster.node(from)?, cluster.node(to)?);
     let name = Cluster::subscription_name(from, to);
     to.exec(
@@ -81,26 +70,26 @@ fn subscribe(cluster: &Cluster, from: usize, to: usize, forward: &str) -> Result
 }
 
 /// What was committed on the first node is on the last one, having passed all between.
-fn sync_along(cluster: &Cluster, path: &[usize]) -> Result<()> {
+pub(super) fn sync_along(cluster: &Cluster, path: &[usize]) -> Result<()> {
     path.windows(2)
         .try_for_each(|step| cluster.sync(step[0], step[1]))
 }
 
-fn write(cluster: &Cluster, node: usize, sql: &str) -> Result<()> {
+pub(super) fn write(cluster: &Cluster, node: usize, sql: &str) -> Result<()> {
     cluster.node(node)?.exec(&cluster.database, sql)
 }
 
-fn read(cluster: &Cluster, node: usize, sql: &str) -> Result<String> {
+pub(super) fn read(cluster: &Cluster, node: usize, sql: &str) -> Result<String> {
     Ok(sql::show(&cluster.node(node)?.rows(&cluster.database, sql)?))
 }
 
-fn expect(cluster: &Cluster, node: usize, sql: &str, wanted: &str) -> Result<()> {
+pub(super) fn expect(cluster: &Cluster, node: usize, sql: &str, wanted: &str) -> Result<()> {
     let found = read(cluster, node, sql)?;
     ensure!(found == wanted, "n{node}: {sql} gives {found}, not {wanted}");
     Ok(())
 }
 
-fn no_conflicts(cluster: &Cluster) -> Result<()> {
+pub(super) fn no_conflicts(cluster: &Cluster) -> Result<()> {
     for node in &cluster.nodes {
         let rows = node.rows(
             &cluster.database,
@@ -117,7 +106,7 @@ fn no_conflicts(cluster: &Cluster) -> Result<()> {
 }
 
 /// Three nodes with the tables of the workload, filled alike, in the set "default".
-fn loaded(stage: &Stage, schema: Schema) -> Result<Arc<Cluster>> {
+pub(super) fn loaded(stage: &Stage, schema: Schema) -> Result<Arc<Cluster>> {
     let cluster = stage.cluster(Plan::nodes(3).with("ha.retry_max", "1s"))?;
     cluster.create_nodes()?;
     workload::initialise(&cluster, &stage.install, schema)?;
@@ -125,7 +114,13 @@ fn loaded(stage: &Stage, schema: Schema) -> Result<Arc<Cluster>> {
     Ok(cluster)
 }
 
-fn writer(stage: &Stage, cluster: &Cluster, node: usize, of: usize, schema: Schema) -> Result<Writer> {
+pub(super) fn writer(
+    stage: &Stage,
+    cluster: &Cluster,
+    node: usize,
+    of: usize,
+    schema: Schema,
+) -> Result<Writer> {
     let share = Branches::share(node, of, schema)?;
     let node = cluster.node(node)?;
     let writer = Writer::start(node, &cluster.database, share, stage.seed, None);
@@ -380,14 +375,14 @@ fn cascade_crash(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn again(stage: &Stage, node: &Node) -> Result<()> {
+pub(super) fn again(stage: &Stage, node: &Node) -> Result<()> {
     node.kill_server()?;
     wait::let_run(Duration::from_millis(stage.random(0..300)))?;
     node.start()
 }
 
 /// A provider that only forwards does not keep its WAL.
-fn lets_go(cluster: &Cluster, provider: &Node) -> Result<()> {
+pub(super) fn lets_go(cluster: &Cluster, provider: &Node) -> Result<()> {
     let end = provider.text(&cluster.database, "SELECT pg_current_wal_lsn()")?;
     let waiting = format!(
         "SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE plugin = 'pg_ha' AND confirmed_flush_lsn < '{end}'"
@@ -469,238 +464,6 @@ fn ring(stage: &Stage) -> Result<()> {
         "changes circle: {before:?} transactions, then {after:?}"
     );
     Ok(())
-}
-
-/// n3 counts what is applied there: triggers that fire always.
-const COUNTING: &str = "CREATE TABLE counted (relation text, op text, id text);
-    CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        INSERT INTO public.counted VALUES (tg_relname, tg_op, coalesce(new.v, old.v));
-        RETURN NULL;
-    END $$;";
-
-fn counting(table: &str) -> String {
-    format!(
-        "CREATE TRIGGER counts AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION count_it();
-         ALTER TABLE {table} ENABLE ALWAYS TRIGGER counts;"
-    )
-}
-
-fn diamond_crash(stage: &Stage) -> Result<()> {
-    let schema = Schema::small(2);
-    let cluster = loaded(stage, schema)?;
-    write(
-        &cluster,
-        3,
-        "CREATE TABLE counted (id bigint);
-         CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN INSERT INTO public.counted VALUES (new.bid); RETURN NULL; END $$;
-         CREATE TRIGGER counts AFTER UPDATE ON pgbench_branches FOR EACH ROW EXECUTE FUNCTION count_it();
-         ALTER TABLE pgbench_branches ENABLE ALWAYS TRIGGER counts",
-    )?;
-    cluster.subscribe(1, 2)?;
-    cluster.subscribe(1, 3)?;
-    subscribe(&cluster, 2, 3, "{all}")?;
-    cluster.wait_replicating()?;
-    let writing = writer(stage, &cluster, 1, 1, schema)?;
-    let (first, second, third) = (cluster.node(1)?, cluster.node(2)?, cluster.node(3)?);
-    let pause = Duration::from_millis(700);
-    let faults: [(&str, &dyn Fn() -> Result<()>); 5] = [
-        ("an absent direct way", &|| {
-            disable(&cluster, first, third)?;
-            wait::let_run(pause)?;
-            enable(&cluster, first, third)
-        }),
-        ("kill -9 of C's applier", &|| third.kill_backend("pg_ha applier")),
-        ("an absent forwarder", &|| {
-            second.kill_server()?;
-            wait::let_run(pause)?;
-            second.start()
-        }),
-        ("kill -9 of C", &|| again(stage, third)),
-        ("an absent indirect way", &|| {
-            disable(&cluster, second, third)?;
-            wait::let_run(pause)?;
-            enable(&cluster, second, third)
-        }),
-    ];
-    for round in 1..=stage.repetitions(1, 6) {
-        for (what, fault) in &faults {
-            wait::let_run(Duration::from_millis(stage.random(100..900)))?;
-            fault().with_context(|| format!("round {round}: {what}"))?;
-            second.wait_accepting()?;
-            third.wait_accepting()?;
-            cluster
-                .wait_replicating()
-                .with_context(|| format!("round {round}, after {what}"))?;
-        }
-    }
-    let (label, account) = (writing.label.clone(), writing.stop()?);
-    sync_along(&cluster, &[1, 2, 3])?;
-    sync_along(&cluster, &[1, 3])?;
-    for node in [second, third] {
-        workload::audit(node, &cluster.database, &label, &account)?;
-        workload::balanced(node, &cluster.database)?;
-    }
-    compare::identical(&cluster, &TABLES)?;
-    let history = read(&cluster, 3, "SELECT count(*) FROM pgbench_history")?;
-    expect(&cluster, 3, "SELECT count(*) FROM counted", &history)?;
-    no_conflicts(&cluster)?;
-    lets_go(&cluster, second)?;
-    // What is remembered of them ends with the last way that they came by.
-    let mut polling = third.polling(&cluster.database);
-    wait::until("nothing but the newest is remembered", PATIENCE, || {
-        write(
-            &cluster,
-            1,
-            "UPDATE pgbench_branches SET filler = 'x' WHERE bid = 1",
-        )?;
-        let left = sql::show(&polling.rows("SELECT count(*) < 10, count(*) FROM ha.applied_changes")?);
-        Ok(Probe::when(left.starts_with('t'), left))
-    })
-}
-
-fn diamond_copy(stage: &Stage) -> Result<()> {
-    let schema = Schema::small(2);
-    let cluster = loaded(stage, schema)?;
-    cluster.subscribe(1, 2)?;
-    cluster.subscribe(1, 3)?;
-    let indirect = subscribe(&cluster, 2, 3, "{n1}")?;
-    cluster.wait_replicating()?;
-    let writing = writer(stage, &cluster, 1, 1, schema)?;
-    for round in 1..=stage.repetitions(2, 8) {
-        for table in ["pgbench_branches", "pgbench_accounts"] {
-            write(
-                &cluster,
-                3,
-                &format!(
-                    "SELECT ha.sub_resync_table({}, {})",
-                    literal(&indirect),
-                    literal(table)
-                ),
-            )?;
-            let waiting = format!(
-                "SELECT ha.sub_wait_for_sync({}, '{} s')",
-                literal(&indirect),
-                PATIENCE.as_secs()
-            );
-            expect(&cluster, 3, &waiting, "t").with_context(|| format!("round {round}: {table}"))?;
-        }
-    }
-    let (label, account) = (writing.label.clone(), writing.stop()?);
-    sync_along(&cluster, &[1, 2, 3])?;
-    sync_along(&cluster, &[1, 3])?;
-    for node in &cluster.nodes {
-        workload::audit(node, &cluster.database, &label, &account)?;
-        workload::balanced(node, &cluster.database)?;
-    }
-    compare::identical(&cluster, &TABLES)
-}
-
-fn narrow(stage: &Stage) -> Result<()> {
-    let cluster = stage.cluster(Plan::nodes(3))?;
-    cluster.create_nodes()?;
-    cluster.everywhere(
-        "CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text);
-         CREATE TABLE c (id int PRIMARY KEY, v text); CREATE TABLE f (id int PRIMARY KEY, v text);
-         CREATE TABLE k (v text);",
-    )?;
-    write(&cluster, 3, COUNTING)?;
-    for table in ["a", "b", "c", "f", "k"] {
-        write(&cluster, 3, &counting(table))?;
-    }
-    // n1 sends everything to n2. To n3 it sends a and k in "direct", of f one half; n2 sends a, b, k, and the other
-    // half of f; of c it sends inserts alone, n1 all.
-    write(
-        &cluster,
-        1,
-        "SELECT ha.repset_create('everything'); SELECT ha.repset_create('direct');
-         SELECT ha.repset_add_table('everything', t) FROM unnest('{a,b,c,f}'::regclass[]) t;
-         SELECT ha.repset_add_table('default_insert_only', 'k');
-         SELECT ha.repset_add_table('direct', t) FROM unnest('{a,c}'::regclass[]) t;
-         SELECT ha.repset_add_table('direct', 'f', row_filter => 'id % 2 = 0')",
-    )?;
-    write(
-        &cluster,
-        2,
-        "SELECT ha.repset_add_table('default', t) FROM unnest('{a,b}'::regclass[]) t;
-         SELECT ha.repset_add_table('default', 'f', row_filter => 'id % 2 = 1');
-         SELECT ha.repset_add_table('default_insert_only', t) FROM unnest('{c,k}'::regclass[]) t",
-    )?;
-    let (first, second, third) = (cluster.node(1)?, cluster.node(2)?, cluster.node(3)?);
-    let dsn = literal(&first.dsn(&cluster.database));
-    write(
-        &cluster,
-        2,
-        &format!("SELECT ha.sub_create('sub_n2_n1', {dsn}, '{{everything,default_insert_only}}')"),
-    )?;
-    write(
-        &cluster,
-        3,
-        &format!("SELECT ha.sub_create('sub_n3_n1', {dsn}, '{{direct,default_insert_only}}')"),
-    )?;
-    subscribe(&cluster, 2, 3, "{n1}")?;
-    cluster.wait_replicating()?;
-
-    let ways = [(first, "direct"), (second, "indirect")];
-    let mut expected = 0;
-    for round in 0..6 {
-        // One way is closed, so that the other one brings everything first; then the other way round; then none is.
-        let closed = ways.get(round % 3);
-        if let Some((from, _)) = closed {
-            disable(&cluster, from, third)?;
-        }
-        let base = round * 10;
-        for table in ["a", "b", "c", "f"] {
-            write(
-                &cluster,
-                1,
-                &format!(
-                    "BEGIN; INSERT INTO {table} SELECT {base} + g, 'i' FROM generate_series(1, 4) g; INSERT INTO k VALUES ('{table} {round}'); COMMIT;
-                     UPDATE {table} SET v = 'u {round}' WHERE id IN ({base} + 1, {base} + 2);
-                     BEGIN; DELETE FROM {table} WHERE id = {base} + 3; UPDATE {table} SET v = v || '!' WHERE id = {base} + 2; COMMIT;
-                     DELETE FROM {table} WHERE id = {base} + 4;
-                     INSERT INTO {table} VALUES ({base} + 4, 'again');"
-                ),
-            )?;
-        }
-        expected += 4;
-        match closed {
-            Some((from, _)) if from.number == 1 => sync_along(&cluster, &[1, 2, 3])?,
-            Some(_) => {
-                sync_along(&cluster, &[1, 3])?;
-                sync_along(&cluster, &[1, 2])?;
-            }
-            None => {}
-        }
-        if let Some((from, what)) = closed {
-            enable(&cluster, from, third)?;
-            let name = Cluster::subscription_name(from, third);
-            cluster
-                .wait_status(third, &name, "replicating")
-                .with_context(|| format!("round {round}, the {what} way"))?;
-        }
-        sync_along(&cluster, &[1, 2, 3])?;
-        sync_along(&cluster, &[1, 3])?;
-        for table in ["a", "b", "c", "f", "k"] {
-            let rows = format!("SELECT * FROM {table} ORDER BY 1");
-            expect(&cluster, 3, &rows, &read(&cluster, 1, &rows)?)
-                .with_context(|| format!("round {round}, closed: {:?}", closed.map(|(_, what)| what)))?;
-        }
-    }
-    // Each once: 4 inserts, 3 updates, 2 deletes and an insert a round and table; of k an insert.
-    let counted = "SELECT relation, op, count(*) FROM counted WHERE relation IN ('a', 'b', 'k') GROUP BY 1, 2 ORDER BY 1, 2";
-    let rounds = expected / 4;
-    let wanted = format!(
-        "a | DELETE | {}\na | INSERT | {}\na | UPDATE | {}\nb | DELETE | {}\nb | INSERT | {}\nb | UPDATE | {}\nk | INSERT | {expected}",
-        2 * rounds,
-        5 * rounds,
-        3 * rounds,
-        2 * rounds,
-        5 * rounds,
-        3 * rounds
-    );
-    expect(&cluster, 3, counted, &wanted)
 }
 
 fn unknown(stage: &Stage) -> Result<()> {

@@ -20,6 +20,7 @@ mod crash_apply;
 mod every_type;
 mod false_missing;
 mod forwarding;
+mod forwarding_ways;
 mod least_privilege_tls;
 mod many_tables;
 mod mixed_sets;
@@ -64,6 +65,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
+        forwarding_ways::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,
         apply_as_owner::SCENARIOS,

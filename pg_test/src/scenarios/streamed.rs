@@ -55,6 +55,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         weight: 2,
     },
     Scenario {
+        name: "streamed_forwarded",
+        story: "a large transaction that is passed on to a third node is lost there, comes twice or counts as the second node's",
+        run: forwarded,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
         name: "streamed_limits",
         story: "a large transaction fills the subscriber's disk although that has a limit, or never arrives once there is room",
         run: limits,
@@ -192,7 +200,10 @@ fn ends(stage: &Stage) -> Result<()> {
     session.exec("BEGIN")?;
     session.exec(&insert(1, 5000))?;
     wait_spooled(&cluster, two, &name, 1)?;
-    ensure!(disk_of(&cluster, two, &name)? > 0, "nothing went to disk");
+    wait::until("it goes to disk", PATIENCE, || {
+        let disk = disk_of(&cluster, two, &name)?;
+        Ok(Probe::when(disk > 0, disk.to_string()))
+    })?;
     // Others do not wait, whole or in chunks, and what is in progress shows nothing.
     other.exec("INSERT INTO small SELECT g, 'whole' FROM generate_series(1, 10) AS g")?;
     other.exec("INSERT INTO small SELECT g, repeat('chunks', 20) FROM generate_series(11, 3000) AS g")?;
@@ -579,4 +590,55 @@ fn limits(stage: &Stage) -> Result<()> {
     cluster.sync(1, 2)?;
     compare::identical(&cluster, &["big", "small"])?;
     wait_no_lag(&cluster)
+}
+
+fn forwarded(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(small_limits(3))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(TABLES)?;
+    add_everywhere(&cluster, "default", &["big", "small"])?;
+    let (one, two, three) = (cluster.node(1)?, cluster.node(2)?, cluster.node(3)?);
+    cluster.subscribe(1, 2)?;
+    let name = cluster.subscribe(2, 3)?;
+    three.exec(
+        &cluster.database,
+        &format!("SELECT ha.sub_alter_options('{name}', '{{\"forward_origins\": [\"n1\"]}}')"),
+    )?;
+    cluster.wait_replicating()?;
+    let mut session = one.session(&cluster.database)?;
+    session.exec("BEGIN; INSERT INTO small VALUES (1, 'n1')")?;
+    session.exec(&insert(1, 4000))?;
+    session.exec("COMMIT")?;
+    two.exec(&cluster.database, "INSERT INTO small VALUES (2, 'n2')")?;
+    two.exec(&cluster.database, &insert(10_000, 4000))?;
+    cluster.sync(1, 2)?;
+    cluster.sync(2, 3)?;
+    let count = "SELECT count(*) FROM big WHERE id < 10000";
+    ensure!(
+        three.number(&cluster.database, count)? == 4000,
+        "the forwarded transaction is not there"
+    );
+    ensure!(
+        three.number(&cluster.database, "SELECT count(*) FROM big")? == 8000,
+        "n2's own is not there"
+    );
+    let version = "SELECT pg_xact_commit_timestamp(xmin) FROM small WHERE id = 1";
+    let (here, there) = (
+        one.text(&cluster.database, version)?,
+        three.text(&cluster.database, version)?,
+    );
+    ensure!(here == there, "its commit time is {there} on n3 and {here} on n1");
+    let streamed = "SELECT sum(stream_txns) FROM pg_stat_replication_slots";
+    wait::until("n2 has sent both in chunks", PATIENCE, || {
+        let count = two.number(&cluster.database, streamed)?;
+        Ok(Probe::when(count >= 2, count.to_string()))
+    })?;
+    session.exec("UPDATE big SET v = 'again'")?;
+    cluster.sync(1, 2)?;
+    cluster.sync(2, 3)?;
+    ensure!(
+        three.number(&cluster.database, "SELECT count(*) FROM big WHERE v = 'again'")? == 4000,
+        "the second one is not there"
+    );
+    wait_spooled(&cluster, three, &name, 0)
 }

@@ -32,6 +32,7 @@ use crate::postgres::worker;
 use crate::shared_state::{self, layout};
 
 pub(super) use failure::Failure;
+use prepared::{being_copied, opened};
 
 /// Who wants to know how far the stream is.
 pub(super) trait Progress {
@@ -481,6 +482,11 @@ impl Apply {
         Ok(())
     }
 
+    /// See [`Rivals::attend`].
+    pub(super) fn attend_ways(&mut self) -> Result<(), String> {
+        self.rivals.attend()
+    }
+
     /// See [`Rivals::claim`].
     pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
         self.rivals.claim(frame)
@@ -648,30 +654,6 @@ impl Apply {
         }
         Ok(())
     }
-}
-
-fn opened(begin: &Begin<'_>, lane: Lane) -> Open {
-    Open {
-        xid: begin.xid,
-        end_lsn: begin.end_lsn.0,
-        origin_lsn: begin.origin_lsn.0,
-        version: Version {
-            timestamp: begin.commit_ts,
-            origin: begin.origin,
-        },
-        skip: false,
-        tentative: false,
-        lane,
-        lane_number: begin.lane,
-        arrival: None,
-        passed: None,
-        forget_skip: false,
-        changes: 0,
-    }
-}
-
-fn being_copied() -> Failure {
-    Failure::NotBeforeCommit("a table of it is being copied".to_owned())
 }
 
 /// A row's version from what the commit-timestamp store says of its last writer. A row older than the store counts as

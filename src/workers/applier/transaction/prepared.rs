@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::NodeId;
 use pg_ha_replication::codec::Begin;
+use pg_ha_replication::conflict::Version;
 use pg_ha_replication::skip::Verdict;
 
-use super::{Apply, Failure, Open, Passed, Progress, opened};
+use super::super::ways::Lane;
+use super::{Apply, Failure, Open, Passed, Progress};
 use crate::postgres::apply::table::Look;
 use crate::postgres::{apply, two_phase};
 
@@ -148,4 +150,30 @@ impl Apply {
         self.advance(origin_lsn);
         progress.committed(end_lsn, 0);
     }
+}
+
+/// An open transaction, not to be passed over.
+pub(super) fn opened(begin: &Begin<'_>, lane: Lane) -> Open {
+    Open {
+        xid: begin.xid,
+        end_lsn: begin.end_lsn.0,
+        origin_lsn: begin.origin_lsn.0,
+        version: Version {
+            timestamp: begin.commit_ts,
+            origin: begin.origin,
+        },
+        skip: false,
+        tentative: false,
+        lane,
+        lane_number: begin.lane,
+        arrival: None,
+        passed: None,
+        forget_skip: false,
+        changes: 0,
+    }
+}
+
+/// Why a transaction is not prepared that a copy is in the way of.
+pub(super) fn being_copied() -> Failure {
+    Failure::NotBeforeCommit("a table of it is being copied".to_owned())
 }
