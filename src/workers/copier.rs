@@ -374,7 +374,7 @@ fn bring_rows(
     if !deferred.is_empty() {
         piece.copy.set_phase(Phase::Indexing);
         for index in &deferred {
-            worker::with_latest_snapshot(|| deferred_indexes::build(index))?;
+            worker::with_latest_snapshot(|| deferred_indexes::build(*index))?;
         }
     }
     piece.copy.set_phase(Phase::CatchingUp);
