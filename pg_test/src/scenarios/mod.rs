@@ -11,7 +11,9 @@ mod bad_input_settings;
 mod conflict_lww;
 mod copies;
 mod copies_cut_off;
+mod copies_local_rows;
 mod copies_many;
+mod copies_structure_cut;
 mod copies_versions;
 mod crash_anything;
 mod crash_apply;
@@ -59,6 +61,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         copies_versions::SCENARIOS,
         crash_anything::SCENARIOS,
         copies_cut_off::SCENARIOS,
+        copies_local_rows::SCENARIOS,
+        copies_structure_cut::SCENARIOS,
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
