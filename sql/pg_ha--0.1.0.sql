@@ -300,18 +300,21 @@ CREATE VIEW ha.conflicts AS
                      THEN NOT pg_catalog.row_security_active(h.relation)
                      -- The table is gone, and with it who may read it.
                      ELSE pg_catalog.has_table_privilege(h.relation, 'SELECT') IS NULL
-                          AND pg_catalog.pg_has_role('pg_read_all_data', 'USAGE') END AS readable) r;
+                          AND EXISTS (SELECT FROM pg_catalog.pg_roles o
+                                       WHERE o.rolname = current_user AND (o.rolsuper OR o.rolbypassrls)
+                                         AND pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')) END AS readable) r;
 COMMENT ON VIEW ha.conflicts IS
     'changes that lost against a concurrent one, or made another lose: one row for each conflict that this node settled, written with the transaction that met it, kept for ha.conflict_retention and up to ha.max_conflicts';
 COMMENT ON COLUMN ha.conflicts.conflict_id IS 'grows with time; numbers of transactions that failed are missing';
 COMMENT ON COLUMN ha.conflicts.at IS 'when this node settled it';
+COMMENT ON COLUMN ha.conflicts.subscription_name IS 'the subscription that brought the remote change, as it was called then';
 COMMENT ON COLUMN ha.conflicts.relation IS 'the local table; shown as a number once it is dropped, see relation_name';
 COMMENT ON COLUMN ha.conflicts.conflict_type IS
     'insert_exists, update_origin_differs, update_missing, delete_origin_differs or delete_missing';
 COMMENT ON COLUMN ha.conflicts.resolution IS
     'apply_remote: the remote change won; keep_local: the local row did; skip: there was nothing to change';
 COMMENT ON COLUMN ha.conflicts.key IS
-    'what the row was looked for by: the columns of its key, or the whole old row where there is none; like local_row and remote_row NULL for those who may not read the table (SELECT on all of it, without row security; of a dropped table: pg_read_all_data)';
+    'what the row was looked for by: the columns of its key, or the whole old row where there is none; like local_row and remote_row NULL for those who may not read the table (SELECT on all of it, without row security; of a dropped table: superusers, and members of pg_read_all_data with BYPASSRLS)';
 COMMENT ON COLUMN ha.conflicts.local_row IS 'the row as it stood here; NULL where there was none';
 COMMENT ON COLUMN ha.conflicts.local_origin IS
     'the node that wrote the local row; NULL where there was none, or where the server does not know any more';
