@@ -2,12 +2,9 @@
 
 use super::{Error, execute};
 
-/// How many rows one purge looks at.
-pub(crate) const BATCH: usize = 20_000;
-
 /// Forgets the oldest conflicts: those beyond so many rows, and those that are older than so many milliseconds. Looks at
-/// [`BATCH`] rows at most; returns how many it forgot.
-pub(crate) fn purge(most: i64, retention_ms: i64) -> Result<usize, Error> {
+/// `batch` rows at most; returns how many it forgot.
+pub(crate) fn purge(most: i64, retention_ms: i64, batch: usize) -> Result<usize, Error> {
     // Numbers grow with time, so that the oldest are found at the beginning of the index. Some numbers are missing: those
     // of transactions that failed. So there may be fewer rows than are allowed, and never more.
     execute(
@@ -19,7 +16,7 @@ pub(crate) fn purge(most: i64, retention_ms: i64) -> Result<usize, Error> {
         &[
             most.into(),
             retention_ms.into(),
-            i64::try_from(BATCH).unwrap_or(i64::MAX).into(),
+            i64::try_from(batch).unwrap_or(i64::MAX).into(),
         ],
     )
 }

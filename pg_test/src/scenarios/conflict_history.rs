@@ -307,6 +307,22 @@ fn values(stage: &Stage) -> Result<()> {
         HARD,
     )?;
     counted(&cluster)?;
+    // By whom changes are applied, by him they are shown.
+    let name = Cluster::subscription_name(cluster.node(2)?, one);
+    one.exec(
+        database,
+        &format!("SELECT ha.sub_alter_options('{name}', '{{\"run_as\": \"subscription_owner\"}}')"),
+    )?;
+    apart(&cluster, |one, two| {
+        two.exec(database, "UPDATE v SET n = 4 WHERE id = 1")?;
+        one.exec(database, "UPDATE v SET n = 3 WHERE id = 1")
+    })?;
+    shows(
+        &cluster,
+        one,
+        "SELECT local_row -> 'm' FROM ha.conflicts WHERE key = '{\"id\": 1}' ORDER BY conflict_id DESC LIMIT 1",
+        "{\"mood\": \"glad\", \"shown by\": \"postgres\"}",
+    )?;
     // What does not fit is named.
     one.exec(database, "SELECT pg_reload_conf()")?;
     apart(&cluster, |one, two| {

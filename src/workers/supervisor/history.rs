@@ -13,9 +13,15 @@ const LOOK: Duration = Duration::from_secs(10);
 /// and while there is more to forget than one batch.
 const MORE: Duration = Duration::from_millis(200);
 
+/// How many rows are looked at, as long as none of them has to go,
+const GLANCE: usize = 100;
+/// and once one had to.
+const BATCH: usize = 20_000;
+
 /// What the supervisor remembers of it.
 pub(super) struct History {
     next: Instant,
+    batch: usize,
     complained: String,
 }
 
@@ -23,6 +29,7 @@ impl History {
     pub(super) fn new() -> History {
         History {
             next: Instant::now(),
+            batch: GLANCE,
             complained: String::new(),
         }
     }
@@ -38,17 +45,14 @@ impl History {
         // Somebody may have locked the table, or no standby may be there to confirm: the supervisor must not wait.
         let purged = worker::with_setting(c"lock_timeout", c"100ms", || {
             worker::with_setting(c"synchronous_commit", c"off", || {
-                crate::workers::read(|| conflict_history::purge(most, retention))
+                crate::workers::read(|| conflict_history::purge(most, retention, self.batch))
             })
         });
         let wait = match purged {
             Ok(count) => {
                 self.complained.clear();
-                if count < conflict_history::BATCH / 2 {
-                    LOOK
-                } else {
-                    MORE
-                }
+                self.batch = if count == 0 { GLANCE } else { BATCH };
+                if count == 0 { LOOK } else { MORE }
             }
             Err(error) => {
                 if self.complained != error {
