@@ -169,6 +169,8 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.applied(), apply.tables())?;
+            // Now, rather than with the next transaction: whoever locks the catalogs then does not hold it up.
+            apply.attend_ways()?;
             if forgot.elapsed() >= FORGET_PAUSE {
                 forgot = Instant::now();
                 let retention = settings::duplicate_retention().as_micros() as i64;
