@@ -22,6 +22,9 @@ static SPOOL_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static DUPLICATE_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static CONFLICT_HORIZON: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_ROW_VERSIONS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
+static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 3600);
+static MAX_CONFLICTS: GucSetting<i32> = GucSetting::<i32>::new(1_000_000);
+static CONFLICT_MAX_ROW_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static SEQUENCE_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static MAX_SLOT_RETAINED: GucSetting<i32> = GucSetting::<i32>::new(0);
 static EVENTS_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -239,6 +242,36 @@ pub(crate) fn register() {
         plain,
     );
     GucRegistry::define_int_guc(
+        c"ha.conflict_retention",
+        c"How long a conflict stays in ha.conflicts.",
+        c"",
+        &CONFLICT_RETENTION,
+        60,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.max_conflicts",
+        c"How many conflicts ha.conflicts holds at most; the oldest make way.",
+        c"0: none are written there.",
+        &MAX_CONFLICTS,
+        0,
+        1_000_000_000,
+        GucContext::Sighup,
+        plain,
+    );
+    GucRegistry::define_int_guc(
+        c"ha.conflict_max_row_size",
+        c"How large a row may be, as JSON, that is kept in ha.conflicts.",
+        c"Values for which there is no room are left out and named in the column omitted.",
+        &CONFLICT_MAX_ROW_SIZE,
+        1,
+        128 * 1024,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
         c"ha.sequence_buffer",
         c"How many values of a sequence subscribers are told ahead.",
         c"It grows by itself for a sequence that uses it up between two looks, which are five seconds apart.",
@@ -299,6 +332,21 @@ pub(crate) fn conflict_horizon() -> Duration {
 /// Of how many rows of a table a copy brings the exact versions.
 pub(crate) fn max_row_versions() -> i32 {
     MAX_ROW_VERSIONS.get()
+}
+
+/// How long a conflict stays in the history.
+pub(crate) fn conflict_retention() -> Duration {
+    Duration::from_secs(u64::from(CONFLICT_RETENTION.get().unsigned_abs()))
+}
+
+/// How many conflicts the history holds; 0: it is not written.
+pub(crate) fn max_conflicts() -> i64 {
+    i64::from(MAX_CONFLICTS.get())
+}
+
+/// `ha.conflict_max_row_size` in bytes.
+pub(crate) fn conflict_max_row_size() -> usize {
+    1024 * usize::try_from(CONFLICT_MAX_ROW_SIZE.get()).unwrap_or(1)
 }
 
 /// How many values of a sequence subscribers are told ahead.

@@ -4,6 +4,7 @@
 //! node holds nothing that the other one could wait for.
 
 pub(crate) mod applied_changes;
+pub(crate) mod conflict_history;
 pub(crate) mod copied_progress;
 pub(crate) mod deferred_indexes;
 pub(crate) mod nodes;

@@ -3,6 +3,7 @@
 ::pgrx::pg_module_magic!(name, version);
 
 pub(crate) mod apply;
+pub(crate) mod conflict_history;
 pub(crate) mod copy;
 pub(crate) mod drop_guard;
 mod entry;

@@ -10,6 +10,7 @@
 //! state.
 
 mod copies;
+mod history;
 mod retention;
 
 use std::collections::HashMap;
@@ -93,6 +94,7 @@ pub(crate) fn run() {
     let mut last_telling = None;
     let mut copies = copies::Copies::default();
     let mut retention = retention::Retention::default();
+    let mut history = history::History::new();
     let mut generation = None;
     let mut last_cleaning = None;
     let mut last_purge = Instant::now();
@@ -124,7 +126,7 @@ pub(crate) fn run() {
             }
         }
         let next = supervise(area, &planned, &mut kept).min(copies.tend(&pending, &planned));
-        let next = next.min(retention.tend().unwrap_or(LOOK));
+        let next = next.min(retention.tend().unwrap_or(LOOK)).min(history.tend());
         if last_cleaning.is_none_or(|at: Instant| at.elapsed() >= CLEANING) {
             last_cleaning = Some(Instant::now());
             if !leftovers::is_empty() {

@@ -182,6 +182,14 @@ fn in_turn(stage: &Stage) -> Result<()> {
         conflicts == 0,
         "{conflicts} conflicts were counted although each node had seen what it changed"
     );
+    for node in &cluster.nodes {
+        let written = node.number(&cluster.database, "SELECT count(*) FROM ha.conflicts")?;
+        ensure!(
+            written == 0,
+            "{} has {written} conflicts in its history",
+            node.name
+        );
+    }
     Ok(())
 }
 

@@ -209,6 +209,13 @@ fn cascade(stage: &Stage) -> Result<()> {
     )?;
     let conflicts = counter(&cluster, third, &name, CONFLICTS)?;
     ensure!(conflicts == 2, "two conflicts, {conflicts} were counted");
+    // Both are told with the node that made the change, not the one that passed it on.
+    expect(
+        &cluster,
+        3,
+        "SELECT key ->> 'id', resolution, local_origin, remote_origin FROM ha.conflicts ORDER BY 1",
+        "1 | apply_remote | n3 | n1\n2 | keep_local | n3 | n1",
+    )?;
 
     copied_between(&cluster, &name)?;
 

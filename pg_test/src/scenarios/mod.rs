@@ -8,6 +8,7 @@ mod bad_input_drop_database;
 mod bad_input_dsn;
 mod bad_input_names;
 mod bad_input_settings;
+mod conflict_history;
 mod conflict_lww;
 mod copies;
 mod copies_cut_off;
@@ -75,6 +76,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         apply_stops::SCENARIOS,
         one_way::SCENARIOS,
         conflict_lww::SCENARIOS,
+        conflict_history::SCENARIOS,
         false_missing::SCENARIOS,
         wrong_clock::SCENARIOS,
         mixed_sets::SCENARIOS,

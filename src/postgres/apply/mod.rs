@@ -12,6 +12,7 @@ mod find;
 mod partitioned;
 pub(crate) mod table;
 pub(crate) mod target;
+pub(crate) mod told;
 mod truncate;
 pub(crate) mod versions;
 mod write;

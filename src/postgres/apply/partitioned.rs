@@ -240,6 +240,8 @@ impl PartitionedTable {
                 }
                 None => {
                     let decision = judge(Found::Missing);
+                    self.root
+                        .tell(target, &decision, false, (kind, key_row), Some(new));
                     if decision.action == Action::Insert {
                         Updated::ToInsert(decision)
                     } else {
@@ -294,7 +296,11 @@ impl PartitionedTable {
                     leaf.table.leave(entered);
                     outcome
                 }
-                None => Ok(judge(Found::Missing)),
+                None => {
+                    let decision = judge(Found::Missing);
+                    self.root.tell(target, &decision, false, (kind, old), None);
+                    Ok(decision)
+                }
             }
         }
     }

@@ -300,6 +300,8 @@ impl OpenTable {
                 Key::Index { .. } | Key::Full | Key::None => Found::Missing,
             };
             let decision = judge(found);
+            let stands = !matches!(found, Found::Missing);
+            self.tell(target, &decision, stands, (OldKind::Full, new), Some(new));
             match decision.action {
                 Action::Skip => {}
                 Action::Insert => {
@@ -350,6 +352,8 @@ impl OpenTable {
             loop {
                 let found = self.find(target, kind, key_row, !direct)?;
                 let decision = judge(found);
+                let stands = !matches!(found, Found::Missing);
+                self.tell(target, &decision, stands, (kind, key_row), Some(new));
                 match decision.action {
                     Action::Skip | Action::Delete => {}
                     Action::Insert if routed.is_some() => return Ok(Updated::ToInsert(decision)),
@@ -402,6 +406,8 @@ impl OpenTable {
         unsafe {
             let found = self.find(target, kind, old, true)?;
             let decision = judge(found);
+            let stands = !matches!(found, Found::Missing);
+            self.tell(target, &decision, stands, (kind, old), None);
             if decision.action == Action::Delete {
                 self.delete_locked_row();
             }

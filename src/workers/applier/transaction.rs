@@ -138,7 +138,7 @@ impl Apply {
             completer: Completer::new(&subscription.dsn),
             skip: Skip::new(subscription.id, &subscription.name, subscription.skip_lsn),
             open: None,
-            conflicts: Conflicts::new(place),
+            conflicts: Conflicts::new(place, &subscription.name),
             counts: Counts::default(),
             prepared_counts: HashMap::new(),
             look: Look::First,
@@ -178,6 +178,7 @@ impl Apply {
     pub(super) fn forget_open_transaction(&mut self) {
         self.asked_to_copy = false;
         self.counts.forget();
+        self.conflicts.forget();
         self.open = None;
         self.tables.forget_open();
     }
@@ -392,6 +393,7 @@ impl Apply {
             lane.origin.use_in_session();
             apply::begin();
             lane.origin.mark_changes();
+            self.conflicts.begin();
             if self.rivals.share(begin.origin) {
                 arrival = Some(self.rivals.meet(TransactionId {
                     origin: begin.origin,
@@ -454,6 +456,7 @@ impl Apply {
             None => {}
         }
         self.counts.publish(self.place);
+        self.conflicts.publish();
         self.place.transactions.fetch_add(1, Relaxed);
         self.place.applied_commit.store(open.version.timestamp.0, Relaxed);
         match local_end {
@@ -554,6 +557,7 @@ impl Apply {
         };
         open.changes += 1;
         let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
+        let origin_lsn = open.origin_lsn;
         let (target, table, counters) = self.tables.open(relation)?;
         if tentative {
             prepared::can_wait(target)?;
@@ -599,7 +603,7 @@ impl Apply {
         }
         if let (Some(conflict), Some(local)) = (decision.conflict, standing) {
             self.conflicts
-                .note(conflict, &target.name, remote, local, counters);
+                .note(conflict, target, (remote, origin_lsn), local, counters)?;
         }
         if apply::writes(decision.action) {
             self.counts.wrote(operation, counters);
