@@ -172,6 +172,8 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.applied(), apply.tables())?;
+            // Now, rather than with the next transaction: whoever locks the catalogs then does not hold it up.
+            apply.attend_ways()?;
             if forgot.elapsed() >= forget_pause {
                 let retention = settings::duplicate_retention().as_micros() as i64;
                 let more = apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;

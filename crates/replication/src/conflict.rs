@@ -121,6 +121,8 @@ pub enum Resolution {
     ApplyRemote,
     /// The local row won.
     KeepLocal,
+    /// Both counted: merge columns were merged, plain columns are the newer version's.
+    Merge,
     /// There was nothing to apply the change to.
     Skip,
 }
@@ -131,6 +133,7 @@ impl Resolution {
         match self {
             Resolution::ApplyRemote => "apply_remote",
             Resolution::KeepLocal => "keep_local",
+            Resolution::Merge => "merge",
             Resolution::Skip => "skip",
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod codec;
 pub mod conflict;
+pub mod convergence;
 pub mod forwarding;
 pub mod once;
 pub mod options;

@@ -379,7 +379,7 @@ pub(super) const TABLES: &[Table] = &[
         &[("id", Number), ("n", Int), ("v", Text)],
     )
     .special(&[
-        "MERGE INTO merged m USING (VALUES ({a}), ({b})) s (id) ON m.id = s.id
+        "MERGE INTO merged m USING (VALUES ({a}) UNION VALUES ({b})) s (id) ON m.id = s.id
          WHEN MATCHED AND m.n % 3 = 0 THEN DELETE WHEN MATCHED THEN UPDATE SET n = m.n + 1
          WHEN NOT MATCHED AND {a} <> {b} THEN INSERT VALUES (s.id, 0, 'merged')",
         "DO $$ BEGIN INSERT INTO merged VALUES ({a}, 1, 'in a block'); RAISE unique_violation;

@@ -480,6 +480,11 @@ impl Apply {
         Ok(())
     }
 
+    /// See [`Rivals::attend`].
+    pub(super) fn attend_ways(&mut self) -> Result<(), String> {
+        self.rivals.attend()
+    }
+
     /// See [`Rivals::claim`].
     pub(super) fn claim(&mut self, frame: &[u8]) -> Result<bool, String> {
         self.rivals.claim(frame)

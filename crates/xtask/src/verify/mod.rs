@@ -52,6 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     run.part("rules", Run::rules);
     run.part("dependencies", Run::dependencies);
     run.part("pure", Run::pure);
+    run.part("simulation", Run::simulation);
     let majors: Vec<Major> = match arguments.pg {
         Some(major) => vec![major],
         None => vec![Major::FULL, Major::SECOND],

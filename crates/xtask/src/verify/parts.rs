@@ -19,6 +19,11 @@ use crate::{extension, prerequisites};
 /// Longer than any part takes; a part that hangs must not hang the run.
 const LIMIT: Duration = Duration::from_secs(3600);
 
+/// A few seconds' worth.
+const HISTORIES: u64 = 10_000;
+/// A few minutes' worth.
+const LONG_HISTORIES: u64 = 1_000_000;
+
 pub(crate) struct Run {
     arguments: Arguments,
     lines: Vec<Line>,
@@ -198,6 +203,34 @@ impl Run {
             words.extend(["--package", name.as_str()]);
         }
         self.logged("pure", plain_cargo(&words), Counting::Libtest)
+    }
+
+    /// Whole histories from seeds; `--long` makes a million of them, `--seed` replays one.
+    pub(crate) fn simulation(&mut self) -> Result<Verdict> {
+        let mut command = plain_cargo(&[
+            "test",
+            "--locked",
+            "--release",
+            "--package",
+            "pg_ha_simulation",
+            "--",
+            "--nocapture",
+        ]);
+        let histories = if self.arguments.long {
+            LONG_HISTORIES
+        } else {
+            HISTORIES
+        };
+        command.env("PG_HA_HISTORIES", histories.to_string());
+        let mut note = format!("{histories} histories");
+        if let Some(seed) = self.arguments.seed {
+            command.env("PG_HA_SEED", seed.to_string());
+            note = format!("seed {seed}");
+        }
+        Ok(match self.logged("simulation", command, Counting::Libtest)? {
+            Verdict::Passed(tally) => Verdict::Passed(Tally { note, ..tally }),
+            other => other,
+        })
     }
 
     pub(crate) fn lints(&mut self, major: Major) -> Result<Verdict> {
