@@ -675,12 +675,13 @@ COMMENT ON FUNCTION ha.subscription_states() IS
     'what ha.status_subscriptions is made of: one row per subscription that the supervisor tends; counts are since the server started';
 
 CREATE FUNCTION ha.copy_states(OUT subscription_id integer, OUT table_id integer, OUT phase text,
-                               OUT copy_rows bigint, OUT copy_bytes bigint, OUT started_at timestamptz)
+                               OUT copy_rows bigint, OUT copy_bytes bigint, OUT started_at timestamptz,
+                               OUT pid integer)
     RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'copy_states_wrapper';
 COMMENT ON FUNCTION ha.copy_states() IS
-    'one row per running copy of a table: phase is starting, copying, indexing (the rows are here) or catchup';
+    'one row per running copy of a table: phase is starting, copying, indexing (the rows are here) or catchup; pid is the copier''s, which may bring several tables';
 
 CREATE VIEW ha.copied_tables AS
     SELECT t.subscription_id, t.table_id, t.nspname, t.relname, r.oid::regclass AS relation,
@@ -692,18 +693,19 @@ CREATE VIEW ha.copied_tables AS
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_rows, 0) ELSE t.copy_rows END AS copy_rows,
            CASE WHEN t.state = 'init' THEN coalesce(c.copy_bytes, 0) ELSE t.copy_bytes END AS copy_bytes,
            CASE WHEN t.state <> 'init' OR c.phase = 'catchup' THEN 100
+                WHEN c.phase = 'indexing' THEN 99.9
                 WHEN t.expected_rows > 0 THEN least(99.9, round(100.0 * coalesce(c.copy_rows, 0) / t.expected_rows, 1))
                 WHEN t.expected_bytes > 0 THEN least(99.9, round(100.0 * coalesce(c.copy_bytes, 0) / t.expected_bytes, 1))
                 ELSE 0 END AS copy_percent,
            -- What a table weighs in the progress of its subscription: an empty one is work too.
            greatest(t.expected_bytes, 8192) AS weight, t.asked_at, t.copied_at, t.sync_lsn, t.attempts,
-           t.state = 'init' AND t.failed AS failed, t.last_error
+           t.state = 'init' AND t.failed AS failed, t.last_error, c.phase, c.started_at
       FROM ha.subscription_tables t
       LEFT JOIN ha.copy_states() c USING (subscription_id, table_id)
       LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.nspname
       LEFT JOIN pg_catalog.pg_class r ON r.relnamespace = n.oid AND r.relname = t.relname;
 COMMENT ON VIEW ha.copied_tables IS
-    'one row per table that a subscription copies or has copied: status is initializing, copying, catchup, replicating or failed (see last_error)';
+    'one row per table that a subscription copies or has copied: status is initializing, copying, catchup, replicating or failed (see last_error); phase and started_at: what the copier that works on it does, and since when it runs, see ha.copy_states';
 
 CREATE VIEW ha.status_subscriptions AS
     SELECT c.subscription_name,
@@ -713,8 +715,7 @@ CREATE VIEW ha.status_subscriptions AS
                 ELSE s.status END AS status,
            n.node_name AS provider_node, s.received_lsn, s.applied_lsn, coalesce(s.lag_bytes, 0) AS lag_bytes, s.lag,
            p.done AS copy_tables_done, p.total AS copy_tables_total, p.copy_rows, p.copy_bytes, p.copy_percent,
-           CASE WHEN p.done < p.total AND p.copy_percent > 0
-                THEN (clock_timestamp() - p.since) * ((100 - p.copy_percent) / p.copy_percent)::double precision
+           CASE WHEN p.per_second > 0 THEN make_interval(secs => round(p.left_over / p.per_second, 3)::double precision)
                 END AS copy_eta,
            coalesce(s.rows_inserted + s.rows_updated + s.rows_deleted, 0) AS rows_applied,
            coalesce(s.rows_inserted, 0) AS rows_inserted, coalesce(s.rows_updated, 0) AS rows_updated,
@@ -728,25 +729,34 @@ CREATE VIEW ha.status_subscriptions AS
       FROM ha.subscription_catalog c
       JOIN ha.node_catalog n ON n.node_id = c.provider_node_id
       LEFT JOIN ha.subscription_states() s USING (subscription_id)
-      -- Looked at only while the applier waits for a lock.
+      -- Looked at only while the applier, or else a copier, waits for a lock.
       LEFT JOIN LATERAL
            (SELECT pg_blocking_pids(a.pid) AS pids,
                    (SELECT 'waiting for a ' || l.locktype || ' lock (' || l.mode || ')'
                            || coalesce(' on ' || l.relation::regclass, '')
                       FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted LIMIT 1) AS waits_for
-              FROM pg_stat_get_activity(s.applier_pid) a
-             WHERE s.applier_pid IS NOT NULL AND a.wait_event_type = 'Lock') b ON true
+              FROM (SELECT s.applier_pid, 0
+                     UNION
+                    SELECT k.pid, k.pid FROM ha.copy_states() k WHERE k.subscription_id = c.subscription_id)
+                   AS w (pid, rank),
+                   pg_stat_get_activity(w.pid) a
+             WHERE w.pid IS NOT NULL AND a.wait_event_type = 'Lock' ORDER BY w.rank LIMIT 1) b ON true
      CROSS JOIN LATERAL
            (SELECT (count(*) FILTER (WHERE t.status = 'replicating'))::integer AS done, count(*)::integer AS total,
                    coalesce(sum(t.copy_rows), 0)::bigint AS copy_rows,
                    coalesce(sum(t.copy_bytes), 0)::bigint AS copy_bytes,
                    round(sum(t.copy_percent * t.weight) / sum(t.weight), 1) AS copy_percent,
-                   min(t.asked_at) FILTER (WHERE t.status <> 'replicating') AS since,
+                   -- At the pace of the copies that bring rows now: those of yesterday, and the night in between, tell
+                   -- nothing, nor is it known how long an index takes.
+                   sum((100 - t.copy_percent) * t.weight) AS left_over,
+                   sum(t.copy_percent * t.weight
+                       / greatest(extract(epoch FROM clock_timestamp() - t.started_at), 0.001))
+                       FILTER (WHERE t.phase IN ('copying', 'catchup')) AS per_second,
                    count(*) FILTER (WHERE t.failed) AS failed,
                    min(t.last_error) AS last_error
               FROM ha.copied_tables t WHERE t.subscription_id = c.subscription_id) p;
 COMMENT ON VIEW ha.status_subscriptions IS
-    'one row per subscription: lag_bytes is 0 when nothing waits; counts are since the server started; last_error is the reason of status down or failed; blocked_by are the processes whose locks the applier waits for, current_action then says what it wants to lock; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
+    'one row per subscription: lag_bytes is 0 when nothing waits; copy_eta is the time until all tables are copied, at the pace of those that bring rows now, NULL while none does; counts are since the server started; last_error is the reason of status down or failed; blocked_by are the processes whose locks the applier, or else a copier, waits for, current_action then says what it wants to lock; spool_* tell of transactions that are in progress on the provider and wait here for their commit, see ha.spool_mem and ha.spool_max_size';
 
 -- Columns that only newer servers have come by way of jsonb, so that one script serves all.
 CREATE VIEW ha.status_slots AS
@@ -835,6 +845,26 @@ $$;
 COMMENT ON FUNCTION ha.require_subscription(name) IS
     'raises unless there is a subscription of that name on this node (or the name is null)';
 
+CREATE FUNCTION ha.require_relation(subscription_name name, relation regclass) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    IF $1 IS NULL OR $2 IS NULL THEN
+        RAISE EXCEPTION 'argument "%" must not be null',
+                        CASE WHEN $1 IS NULL THEN 'subscription_name' ELSE 'relation' END
+            USING ERRCODE = 'null_value_not_allowed', DETAIL = 'Null was given.', HINT = 'Give it a value.';
+    END IF;
+    PERFORM ha.require_subscription($1);
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = $2) THEN
+        RAISE EXCEPTION 'relation with OID % does not exist', $2::oid
+            USING ERRCODE = 'undefined_table', DETAIL = 'There is no such row in pg_class.',
+                  HINT = 'ha.copied_tables has the tables that subscriptions copy, also those that are missing here.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ha.require_relation(name, regclass) IS
+    'raises unless there is a subscription of that name, and a relation, on this node';
+
 -- In SQL, since PL/pgSQL wants different names for arguments and result columns.
 CREATE FUNCTION ha.sub_show_status(subscription_name name = NULL)
     RETURNS TABLE (subscription_name name, status text, provider_node name, provider_dsn text, slot_name name,
@@ -853,9 +883,9 @@ COMMENT ON FUNCTION ha.sub_show_status(name) IS
 
 CREATE FUNCTION ha.sub_show_table(subscription_name name, relation regclass,
                                   OUT nspname name, OUT relname name, OUT status text) RETURNS SETOF record
-    LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT ha.require_subscription($1);
+    SELECT ha.require_relation($1, $2);
     SELECT n.nspname, c.relname, coalesce(t.status, 'replicating')
       FROM pg_class c
       JOIN pg_namespace n ON n.oid = c.relnamespace

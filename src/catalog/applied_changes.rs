@@ -68,18 +68,28 @@ pub(crate) fn origins() -> Result<Vec<NodeId>, Error> {
         .collect())
 }
 
+/// How many transactions are forgotten at a time: the stream waits meanwhile.
+const AT_ONCE: i32 = 10_000;
+
 /// Forgets the transactions of an origin up to a position, by which every way has brought them, and those that
-/// committed before a time. Leaves alone what others are at.
-pub(crate) fn forget(origin: NodeId, position: u64, time: PgTimestamp) -> Result<usize, Error> {
-    execute(
+/// committed before a time. Leaves alone what others are at. True if there may be more.
+pub(crate) fn forget(origin: NodeId, position: u64, time: PgTimestamp) -> Result<bool, Error> {
+    let passed = execute(
         "DELETE FROM ha.applied_changes WHERE ctid = ANY (ARRAY \
            (SELECT ctid FROM ha.applied_changes WHERE origin_id = $1 AND origin_lsn <= '0/0'::pg_lsn + $2::numeric \
-             FOR UPDATE SKIP LOCKED LIMIT 10000)) \
-            OR origin_id = $1 AND commit_time < $3",
+             FOR UPDATE SKIP LOCKED LIMIT $3))",
         &[
             i32::from(origin.get()).into(),
             position.min(i64::MAX.unsigned_abs()).cast_signed().into(),
-            time.0.into(),
+            AT_ONCE.into(),
         ],
-    )
+    )?;
+    if passed >= AT_ONCE.unsigned_abs() as usize {
+        return Ok(true);
+    }
+    execute(
+        "DELETE FROM ha.applied_changes WHERE origin_id = $1 AND commit_time < $2",
+        &[i32::from(origin.get()).into(), time.0.into()],
+    )?;
+    Ok(false)
 }

@@ -23,6 +23,8 @@ pub(crate) mod subscriptions;
 use pgrx::datum::DatumWithOid;
 use pgrx::spi::{self, Spi, SpiHeapTupleData};
 
+use crate::postgres::server;
+
 /// What can go wrong between us and our own tables. (Most failures raise inside SPI and never come back.)
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -90,12 +92,26 @@ fn execute(sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize, Error> {
     Spi::connect_mut(|client| Ok(client.update(sql, None, arguments)?.len()))
 }
 
-/// Runs statements, one after the other, in the current transaction.
+/// Runs statements that pg_dump wrote, one after the other, in the current transaction; settings that they change are as
+/// before in the end.
 pub(crate) fn run_script(script: &str) -> Result<(), Error> {
-    Spi::connect_mut(|client| {
-        client.update(script, None, &[])?;
-        Ok(())
+    server::with_settings_restored(|| {
+        Spi::connect_mut(|client| {
+            // The script says so itself, but all of it is read before anything of it is run.
+            client.update("SET LOCAL standard_conforming_strings = on", None, &[])?;
+            client.update(script, None, &[])?;
+            Ok(())
+        })
     })
+}
+
+/// The roles of this server, quoted where needed.
+pub(crate) fn roles() -> Result<Vec<String>, Error> {
+    read(
+        "SELECT pg_catalog.quote_ident(rolname) FROM pg_catalog.pg_roles",
+        &[],
+        |row| row.get(1),
+    )
 }
 
 /// A random UUID.
@@ -138,6 +154,10 @@ pub(crate) fn emit_transactional(prefix: &str, content: &str) -> Result<(), Erro
     )?;
     Ok(())
 }
+
+/// The prefix of the logical message that is a marker in the stream: subscribers that meet it write down how far they are,
+/// and report it, at once.
+pub(crate) const SYNC_MESSAGE: &str = "pg_ha.sync";
 
 /// Writes a logical message that is sent whatever becomes of the transaction; returns where it ends.
 pub(crate) fn emit_message(prefix: &str, content: &str) -> Result<u64, Error> {

@@ -1,6 +1,6 @@
 //! The server's own replication slots, as `pg_replication_slots` shows them.
 
-use super::{Error, read};
+use super::{Error, read, read_one};
 
 /// What a slot's consumer has confirmed.
 pub(crate) struct Confirmed {
@@ -24,6 +24,16 @@ pub(crate) fn confirmed(slot_name: Option<&str>) -> Result<Vec<Confirmed>, Error
             })
         },
     )
+}
+
+/// The end of the WAL that this server has made, durable or not.
+pub(crate) fn end_of_wal() -> Result<u64, Error> {
+    let end = read_one(
+        "SELECT pg_catalog.pg_current_wal_insert_lsn()::text",
+        &[],
+        |row| row.get(1),
+    )?;
+    lsn(end)?.ok_or(Error::Null { column: 1 })
 }
 
 fn lsn(text: Option<String>) -> Result<Option<u64>, Error> {

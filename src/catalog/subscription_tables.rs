@@ -3,6 +3,8 @@
 use super::{Error, Row, execute, read, read_one, write};
 use crate::postgres::apply::ApplyError;
 use crate::postgres::apply::acting::{self, Operation};
+use crate::postgres::server;
+use crate::postgres::worker::with_latest_snapshot;
 
 /// What becomes of the rows that a table holds already when its copy begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,24 +329,23 @@ pub(crate) fn holds_rows(qualified_name: &str) -> Result<bool, Error> {
 }
 
 /// Keeps others from writing to a table until the end of the transaction. A table that does not exist is not locked.
+/// Gives the transaction no number, as LOCK TABLE by SPI would: the provider waits for those that have one.
 pub(crate) fn lock(qualified_name: &str) -> Result<(), Error> {
-    let exists = read_one(
-        "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
+    let table = read_one(
+        "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid",
         &[qualified_name.into()],
-        |row| row.get::<bool>(1),
+        |row| row.maybe(1),
     )?;
-    if exists == Some(true) {
-        execute(
-            &format!("LOCK TABLE {qualified_name} IN SHARE ROW EXCLUSIVE MODE"),
-            &[],
-        )?;
+    if let Some(table) = table.flatten() {
+        server::lock_against_writers(table);
     }
     Ok(())
 }
 
 /// Gives back the room of an ordinary table that holds no rows, where it is much: what a copy that failed left behind
-/// would otherwise stand before the rows of the next one.
-pub(crate) fn shrink(qualified_name: &str) -> Result<(), EmptyError> {
+/// would otherwise stand before the rows of the next one. False if it holds rows after all: those of a transaction that
+/// was open when somebody looked.
+pub(crate) fn shrink(qualified_name: &str) -> Result<bool, EmptyError> {
     let large = read_one(
         "SELECT relkind = 'r' AND pg_catalog.pg_relation_size(oid) > 1048576 FROM pg_catalog.pg_class \
           WHERE oid = $1::pg_catalog.regclass",
@@ -352,13 +353,21 @@ pub(crate) fn shrink(qualified_name: &str) -> Result<(), EmptyError> {
         |row| row.get::<bool>(1),
     )?;
     if large == Some(true) && !is_referenced(qualified_name)? {
+        // TRUNCATE would wait for its writers and then remove what they wrote.
+        execute(
+            &format!("LOCK TABLE ONLY {qualified_name} IN ACCESS EXCLUSIVE MODE"),
+            &[],
+        )?;
+        if with_latest_snapshot(|| holds_rows(qualified_name))? {
+            return Ok(false);
+        }
         as_owner(
             qualified_name,
             Operation::Truncate,
             &format!("TRUNCATE ONLY {qualified_name}"),
         )?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether foreign keys of other tables lead to the table or its partitions.
@@ -393,6 +402,18 @@ pub(crate) fn empty(qualified_name: &str) -> Result<(), EmptyError> {
         (Operation::Truncate, format!("TRUNCATE {rows}"))
     };
     as_owner(qualified_name, operation, &statement)
+}
+
+/// Removes the rows of the local table that were committed before a time (TimestampTz), or at it if that is `included`,
+/// and those that the current transaction has written, as the table's owner.
+pub(crate) fn empty_of_older(qualified_name: &str, time: i64, included: bool) -> Result<(), EmptyError> {
+    let rows = rows_of(qualified_name)?;
+    let statement = format!(
+        "DELETE FROM {rows} WHERE coalesce(pg_catalog.pg_xact_commit_timestamp(xmin), '-infinity') {} '{}'::timestamptz",
+        if included { "<=" } else { "<" },
+        crate::postgres::time_text(time)
+    );
+    as_owner(qualified_name, Operation::Delete, &statement)
 }
 
 /// Runs a statement on a table as whoever its changes are applied as: triggers of the table run by it.

@@ -37,6 +37,11 @@ impl Forward {
         }
     }
 
+    /// Whether everything that the provider has is wanted.
+    pub(super) fn wants_all(&self) -> bool {
+        self.wanted == Wanted::All
+    }
+
     /// Whether a record with this origin is left out without another look.
     pub(super) fn withholds(&self, origin: u16) -> bool {
         origin == UNSENT

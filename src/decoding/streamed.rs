@@ -31,6 +31,8 @@ struct Stream {
     announced: HashMap<u32, u64>,
     /// By the origin of its first change: an applier marks its changes with the origin of all of them.
     route: Rc<Route>,
+    /// Its first change had no origin.
+    looked_local: bool,
 }
 
 /// The transaction whose changes are coming.
@@ -40,6 +42,8 @@ struct Chunk {
     subxid: u32,
     /// What the origin of the current change means.
     route: Rc<Route>,
+    /// The current change has no origin.
+    is_local: bool,
     /// The subtransaction that the frame last named; None: it has not begun with this chunk.
     named: Option<u32>,
 }
@@ -91,8 +95,22 @@ impl Session {
             xid,
             subxid: xid,
             route: Rc::new(Route::AsOwn),
+            is_local: true,
             named: None,
         });
+    }
+
+    /// Nothing of the transaction whose changes follow is wanted.
+    pub(crate) fn withhold_chunk(&mut self) {
+        if let Some(chunk) = &mut self.streams.chunk {
+            chunk.route = Rc::new(Route::Withheld);
+        }
+    }
+
+    /// Whether a transaction that was prepared under this origin (0: none) is sent. What pg_ha prepares for others comes
+    /// at its commit; other means of replication bring what is either the provider's own to everybody else, or nothing.
+    pub(crate) fn sends_prepared(&self, origin: u16) -> bool {
+        origin == 0 || self.forward.wants_all()
     }
 
     /// The next change belongs to this subtransaction of the transaction in progress, and bears this origin, 0 for the
@@ -106,6 +124,7 @@ impl Session {
         let route = (origin != 0).then(|| self.forward.route(origin, name));
         if let Some(chunk) = &mut self.streams.chunk {
             chunk.subxid = subxid;
+            chunk.is_local = origin == 0;
             match route {
                 Some(route) => chunk.route = route,
                 None if *chunk.route != Route::AsOwn => chunk.route = Rc::new(Route::AsOwn),
@@ -136,10 +155,11 @@ impl Session {
             xid: chunk.xid,
             subxid: chunk.subxid,
         };
-        let route = &chunk.route;
+        let (route, looked_local) = (&chunk.route, chunk.is_local);
         self.streams.open.entry(start.xid).or_insert_with(|| Stream {
             announced: HashMap::new(),
             route: Rc::clone(route),
+            looked_local,
         });
         self.encoder.stream_start(start)
     }
@@ -167,7 +187,7 @@ impl Session {
             self.saw_applied(transaction);
             return Ok(false);
         };
-        if transaction.origin != 0 && *stream.route == Route::AsOwn {
+        if transaction.origin != 0 && stream.looked_local {
             // Its changes looked like the local node's own, and its commit says that they are not.
             self.saw_applied(transaction);
             let xid = transaction.xid;

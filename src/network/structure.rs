@@ -1,7 +1,7 @@
 //! The definitions of a provider's database, as pg_dump beside this server writes them.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,11 +28,9 @@ pub(crate) enum DumpError {
     Output(io::Error),
 }
 
-/// A running pg_dump, ended with this value; its output goes with it.
+/// A running pg_dump, ended with this value.
 struct Running {
     child: Child,
-    output: PathBuf,
-    complaints: PathBuf,
 }
 
 impl Drop for Running {
@@ -40,14 +38,12 @@ impl Drop for Running {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_file(&self.output);
-        let _ = fs::remove_file(&self.complaints);
     }
 }
 
 /// The statements that make the provider's schemas, tables, types, functions and so on: of all but this extension,
-/// without owners and privileges, whose roles may not exist here.
-pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
+/// without privileges, and with those owners that are among `roles` (quoted where needed): others do not exist here.
+pub(crate) fn dump(dsn: &str, roles: &[String]) -> Result<String, DumpError> {
     let mut parameters = parse_dsn(dsn)?;
     let program = server::program("pg_dump");
     let mut command = Command::new(&program);
@@ -56,21 +52,14 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
         command.env("PGPASSWORD", password);
     }
     let directory = durable::ensure_directory()?;
-    let file = |name: &str| directory.join(format!("{name}.{}", server::process_id()));
-    let (output, complaints) = (file("structure"), file("structure_errors"));
-    let open = |path: &Path| -> Result<File, DumpError> {
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(DumpError::Output)
-    };
+    let (mut output, mut complaints) = (
+        nameless(&directory.join(format!("structure.{}", server::process_id())))?,
+        nameless(&directory.join(format!("structure_errors.{}", server::process_id())))?,
+    );
+    let to = |file: &File| file.try_clone().map_err(DumpError::Output);
     let child = command
         .args([
             "--schema-only",
-            "--no-owner",
             "--no-privileges",
             "--no-publications",
             "--no-subscriptions",
@@ -81,15 +70,11 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
             &parameters.to_conninfo(),
         ])
         .stdin(Stdio::null())
-        .stdout(open(&output)?)
-        .stderr(open(&complaints)?)
+        .stdout(to(&output)?)
+        .stderr(to(&complaints)?)
         .spawn()
         .map_err(|source| DumpError::Program { program, source })?;
-    let mut running = Running {
-        child,
-        output,
-        complaints,
-    };
+    let mut running = Running { child };
     let status = loop {
         if let Some(status) = running.child.try_wait().map_err(DumpError::Output)? {
             break status;
@@ -97,11 +82,31 @@ pub(crate) fn dump(dsn: &str) -> Result<String, DumpError> {
         latch::pause(Duration::from_millis(20));
     };
     if !status.success() {
-        let said = fs::read_to_string(&running.complaints).map_err(DumpError::Output)?;
+        let said = whole(&mut complaints)?;
         return Err(DumpError::Failed(without_secrets(&parameters, dsn, said.trim())));
     }
-    let script = fs::read_to_string(&running.output).map_err(DumpError::Output)?;
-    Ok(within_transaction(&script))
+    Ok(within_transaction(&whole(&mut output)?, roles))
+}
+
+/// A file that loses its name at once, so that it goes with those who have it open, however they end.
+fn nameless(path: &Path) -> Result<File, DumpError> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(DumpError::Output)?;
+    fs::remove_file(path).map_err(DumpError::Output)?;
+    Ok(file)
+}
+
+fn whole(file: &mut File) -> Result<String, DumpError> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).map_err(DumpError::Output)?;
+    file.read_to_string(&mut text).map_err(DumpError::Output)?;
+    Ok(text)
 }
 
 fn without_secrets(parameters: &Conninfo, dsn: &str, text: &str) -> String {
@@ -150,10 +155,23 @@ fn without_internal_option(line: &str) -> Option<Option<String>> {
     Some((!kept.is_empty()).then(|| format!("{head} SET ({});", kept.join(", "))))
 }
 
+/// Whom the statement makes the owner of something.
+fn owner(line: &str) -> Option<&str> {
+    let (_, owner) = line.strip_prefix("ALTER ")?.rsplit_once(" OWNER TO ")?;
+    owner.strip_suffix(';')
+}
+
 /// The script as part of a transaction: without what only psql understands, without the extension, which is here, and
 /// with settings that end with the transaction. Those of limits in time are left as they are.
-fn within_transaction(script: &str) -> String {
+fn within_transaction(script: &str, roles: &[String]) -> String {
     let line = |line: &str| -> Option<String> {
+        if let Some(owner) = owner(line) {
+            // Those may belong to superusers alone, which a role of that name need not be here.
+            let for_superusers =
+                line.starts_with("ALTER EVENT TRIGGER ") || line.starts_with("ALTER FOREIGN DATA WRAPPER ");
+            let kept = !for_superusers && roles.iter().any(|role| role == owner);
+            return kept.then(|| line.to_owned());
+        }
         if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") {
             return None;
         }
@@ -179,7 +197,87 @@ fn within_transaction(script: &str) -> String {
             None => Some(line.to_owned()),
         }
     };
-    script.lines().filter_map(line).collect::<Vec<_>>().join("\n")
+    let mut place = Place::Statement;
+    let lines = script.lines().filter_map(|text| {
+        let inside = place != Place::Statement;
+        place = place.after(text);
+        // Part of a function, a comment or another string: somebody's own words.
+        if inside { Some(text.to_owned()) } else { line(text) }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Where in a script a line begins. As pg_dump writes them, with `standard_conforming_strings` on.
+#[derive(Clone, PartialEq, Eq)]
+enum Place {
+    Statement,
+    /// In a string; with escapes by backslash.
+    String(bool),
+    Identifier,
+    /// In a string that ends with this.
+    Dollar(String),
+    /// In so many comments.
+    Comment(usize),
+}
+
+impl Place {
+    /// Where the next line begins.
+    fn after(&self, line: &str) -> Place {
+        let mut place = self.clone();
+        let mut rest = line;
+        // The last character, for what an E before a quote means.
+        let mut before = ' ';
+        while let Some(first) = rest.chars().next() {
+            let (taken, next) = match &place {
+                Place::Statement => Place::opened_by(rest, before),
+                Place::String(true) if first == '\\' => (2, None),
+                Place::String(_) if first == '\'' => (1, Some(Place::Statement)),
+                Place::Identifier if first == '"' => (1, Some(Place::Statement)),
+                Place::Dollar(end) if rest.starts_with(end.as_str()) => (end.len(), Some(Place::Statement)),
+                Place::Comment(depth) if rest.starts_with("*/") => (
+                    2,
+                    Some(match depth {
+                        0 | 1 => Place::Statement,
+                        depth => Place::Comment(depth - 1),
+                    }),
+                ),
+                Place::Comment(depth) if rest.starts_with("/*") => (2, Some(Place::Comment(depth + 1))),
+                _ => (1, None),
+            };
+            place = next.unwrap_or(place);
+            let mut characters = rest.char_indices().skip_while(|(at, _)| *at < taken);
+            before = first;
+            rest = characters.next().map_or("", |(at, _)| &rest[at..]);
+        }
+        place
+    }
+
+    /// What begins here, in a statement: how many bytes it takes, and where they lead.
+    fn opened_by(rest: &str, before: char) -> (usize, Option<Place>) {
+        let word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '$');
+        if rest.starts_with("--") {
+            return (rest.len(), None);
+        }
+        if rest.starts_with("/*") {
+            return (2, Some(Place::Comment(1)));
+        }
+        if rest.starts_with('"') {
+            return (1, Some(Place::Identifier));
+        }
+        if rest.starts_with('\'') {
+            return (1, Some(Place::String(false)));
+        }
+        if !word(before) && (rest.starts_with("E'") || rest.starts_with("e'")) {
+            return (2, Some(Place::String(true)));
+        }
+        if !word(before)
+            && let Some((tag, _)) = rest.strip_prefix('$').and_then(|rest| rest.split_once('$'))
+            && tag.chars().all(|character| character != '$' && word(character))
+        {
+            return (tag.len() + 2, Some(Place::Dollar(format!("${tag}$"))));
+        }
+        (1, None)
+    }
 }
 
 #[cfg(test)]
@@ -192,9 +290,49 @@ mod tests {
                       ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5, pg_attver=23);\n\
                       ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);";
         assert_eq!(
-            within_transaction(script),
+            within_transaction(script, &[]),
             "ALTER TABLE ONLY public.a ALTER COLUMN c SET (n_distinct=5);\n\
              ALTER TABLE ONLY public.a ALTER COLUMN d SET (n_distinct=5);"
+        );
+    }
+
+    #[test]
+    fn owners_that_exist_stay_owners() {
+        let script = "ALTER TABLE public.a OWNER TO \"Bob\";\nALTER FUNCTION f(integer) OWNER TO carol;\nALTER SCHEMA s OWNER TO bob;";
+        let roles = ["\"Bob\"".to_owned(), "bob".to_owned()];
+        assert_eq!(
+            within_transaction(script, &roles),
+            "ALTER TABLE public.a OWNER TO \"Bob\";\nALTER SCHEMA s OWNER TO bob;"
+        );
+    }
+
+    #[test]
+    fn what_somebody_wrote_stays_as_it_is() {
+        let script = "CREATE FUNCTION f() AS $_$
+\\restrict x
+SET lock_timeout = 0;
+SET row_security = off;
+$$
+SELECT pg_catalog.set_config('search_path', '', false);
+$_$;
+COMMENT ON FUNCTION f() IS 'It''s
+SET row_security = off;
+';
+CREATE VIEW \"a'
+SET row_security = off;
+\" AS SELECT E'\\'
+SET row_security = off;
+', '\\' AS c$$, $1;
+/* a /* b */
+SET row_security = off;
+*/ -- it's
+";
+        assert_eq!(
+            within_transaction(
+                &format!("{script}SET lock_timeout = 0;\nSET row_security = off;"),
+                &[]
+            ),
+            format!("{script}SET LOCAL row_security = off;")
         );
     }
 
@@ -205,7 +343,7 @@ mod tests {
                       CREATE EXTENSION IF NOT EXISTS pg_ha WITH SCHEMA public;\n\
                       CREATE FUNCTION f() AS $$\nUPDATE t\nSET x = 1;\n$$;\n\\unrestrict abc";
         assert_eq!(
-            within_transaction(script),
+            within_transaction(script, &[]),
             "SET LOCAL row_security = off;\nSELECT pg_catalog.set_config('search_path', '', true);\n\
              CREATE FUNCTION f() AS $$\nUPDATE t\nSET x = 1;\n$$;"
         );

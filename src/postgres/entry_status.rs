@@ -141,6 +141,7 @@ fn table_states() -> TableIterator<
 }
 
 #[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
 fn copy_states() -> TableIterator<
     'static,
     (
@@ -150,6 +151,7 @@ fn copy_states() -> TableIterator<
         name!(copy_rows, i64),
         name!(copy_bytes, i64),
         name!(started_at, Option<TimestampWithTimeZone>),
+        name!(pid, Option<i32>),
     ),
 > {
     TableIterator::new(status::copies().into_iter().map(|row| {
@@ -160,6 +162,7 @@ fn copy_states() -> TableIterator<
             row.rows,
             row.bytes,
             TimestampWithTimeZone::try_from(row.started_at).ok(),
+            row.pid,
         )
     }))
 }

@@ -297,7 +297,7 @@ unsafe extern "C-unwind" fn commit(
 #[pg_guard]
 unsafe extern "C-unwind" fn message(
     ctx: *mut pg_sys::LogicalDecodingContext,
-    txn: *mut pg_sys::ReorderBufferTXN,
+    _txn: *mut pg_sys::ReorderBufferTXN,
     lsn: pg_sys::XLogRecPtr,
     transactional: bool,
     prefix: *const core::ffi::c_char,
@@ -310,7 +310,8 @@ unsafe extern "C-unwind" fn message(
         if transactional && !plugin.session.wants_transaction() {
             return;
         }
-        if txn.is_null() {
+        // One that belongs to no transaction has one beside it if its writer had a number, and is as urgent then.
+        if !transactional {
             send_waiting(ctx, plugin);
         }
         let prefix = core::ffi::CStr::from_ptr(prefix).to_string_lossy();
@@ -319,7 +320,7 @@ unsafe extern "C-unwind" fn message(
         } else {
             core::slice::from_raw_parts(content.cast::<u8>(), size)
         };
-        if written(plugin.session.message(transactional, lsn, &prefix, content)) && txn.is_null() {
+        if written(plugin.session.message(transactional, lsn, &prefix, content)) && !transactional {
             send(ctx, &mut plugin.session, true);
         }
     }

@@ -135,6 +135,12 @@ pub(crate) fn flush_wal(lsn: u64) {
     unsafe { pg_sys::XLogFlush(lsn) }
 }
 
+/// Waits until nobody writes to the table, and keeps writers out until the transaction ends, which gets no number by it.
+pub(crate) fn lock_against_writers(relation: pg_sys::Oid) {
+    // SAFETY: called inside a transaction; a number that is no relation's (any more) is locked for nothing.
+    unsafe { pg_sys::LockRelationOid(relation, pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE) }
+}
+
 /// Makes every process, and with the commit every running decoding session at the same WAL position, look at the
 /// table's definition again. The relation must exist.
 pub(crate) fn invalidate_relation(relation: pg_sys::Oid) {
@@ -172,6 +178,16 @@ pub(crate) fn with_fixed_search_path<R>(work: impl FnOnce() -> R) -> R {
     let result = work();
     // SAFETY: the level opened above.
     unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    result
+}
+
+/// Runs `work`; settings that it changes are as before when it is through.
+pub(crate) fn with_settings_restored<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: opens a nest level that is closed below; if `work` unwinds, the transaction's abort closes it.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    let result = work();
+    // SAFETY: the level opened above; false gives back what was, as the server does after functions of indexes.
+    unsafe { pg_sys::AtEOXact_GUC(false, level) };
     result
 }
 

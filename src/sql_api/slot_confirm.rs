@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
-use super::sync_event::PREFIX;
 use super::{local_node, quoted_list};
 use crate::catalog::{self, replication_slots};
 use crate::postgres::error::{Answer, Report};
@@ -62,7 +61,7 @@ fn ask_for_confirmation() -> Answer<()> {
         return Ok(());
     }
     if let Some(node) = local_node()? {
-        server::flush_wal(catalog::emit_message(PREFIX, &node.node_name)?);
+        server::flush_wal(catalog::emit_message(catalog::SYNC_MESSAGE, &node.node_name)?);
     }
     Ok(())
 }

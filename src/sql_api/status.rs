@@ -218,6 +218,7 @@ pub(crate) struct CopyRow {
     pub(crate) rows: i64,
     pub(crate) bytes: i64,
     pub(crate) started_at: i64,
+    pub(crate) pid: Option<i32>,
 }
 
 /// One row per running copy.
@@ -230,6 +231,7 @@ pub(crate) fn copies() -> Vec<CopyRow> {
             rows: copy.rows.load(Relaxed) as i64,
             bytes: copy.bytes.load(Relaxed) as i64,
             started_at: copy.started_at.load(Relaxed),
+            pid: Some(copy.pid.load(Acquire)).filter(|pid| *pid != 0),
         })
         .collect()
 }

@@ -209,11 +209,7 @@ pub(crate) fn sub_add_repset(
     } else {
         Vec::new()
     };
-    let values = if copy {
-        sequences::ask(&mut peer, std::slice::from_ref(&set), false)?
-    } else {
-        Vec::new()
-    };
+    let values = sequences::ask(&mut peer, std::slice::from_ref(&set), false)?;
     drop(peer);
     set_sets(&subscription, sets)?;
     sequences::set_all(&values)?;

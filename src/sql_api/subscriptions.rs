@@ -92,11 +92,8 @@ pub(crate) fn sub_create(new: NewSubscription) -> Answer<i32> {
     } else {
         Vec::new()
     };
-    let sequences = if synchronize_data {
-        sequences::ask(&mut peer, &sets, synchronize_structure)?
-    } else {
-        Vec::new()
-    };
+    // Those in the sets whatever is copied: what was told of them before the slot was made is not told again.
+    let sequences = sequences::ask(&mut peer, &sets, synchronize_data && synchronize_structure)?;
     drop(peer);
     // As late as the definitions can be: no change of them is replicated. Before anything is written here.
     let structure = if synchronize_structure {

@@ -5,14 +5,11 @@ use crate::catalog;
 use crate::postgres::error::Answer;
 use crate::postgres::server;
 
-/// The prefix of the logical message that is the marker; the output plugin sends messages of this prefix.
-pub(crate) const PREFIX: &str = "pg_ha.sync";
-
 /// Writes the marker, waits until it is on disk (nothing sends what is not), and returns where it ends.
 pub(crate) fn sync_event() -> Answer<i64> {
     refuse_in_recovery("write a sync event")?;
     let node = require_local_node()?;
-    let lsn = catalog::emit_message(PREFIX, &node.node_name)?;
+    let lsn = catalog::emit_message(catalog::SYNC_MESSAGE, &node.node_name)?;
     server::flush_wal(lsn);
     Ok(lsn.cast_signed())
 }

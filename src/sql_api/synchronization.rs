@@ -72,7 +72,8 @@ pub(super) fn ask_for_all(subscription_id: i32, found: &[NewTable]) -> Answer<()
 
 /// The definitions of the provider's database.
 pub(super) fn structure(dsn: &str) -> Answer<String> {
-    structure::dump(dsn).map_err(|error| {
+    let roles = crate::catalog::roles()?;
+    structure::dump(dsn, &roles).map_err(|error| {
         Report::new(
             Code::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
             "the structure of the provider's database could not be read",

@@ -54,6 +54,9 @@ const SAVE_PAUSE: Duration = Duration::from_secs(1);
 /// Shortest time between two looks for what need not be remembered any more.
 const FORGET_PAUSE: Duration = Duration::from_secs(10);
 
+/// The same where the last look left some.
+const FORGET_ON: Duration = Duration::from_millis(200);
+
 /// Times a transaction is tried again after a passing error before the stream starts over.
 const RETRIES: u32 = 5;
 
@@ -164,17 +167,18 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
     let mut delay = Delay::new(place, subscription.apply_delay);
     let mut published = saved;
     let mut statistics = worker::Statistics::new();
-    let mut forgot = saved;
+    let (mut forgot, mut forget_pause) = (saved, FORGET_PAUSE);
     loop {
         worker::heed_signals(0);
         if !apply.in_transaction() {
             gates.attend(positions.applied(), apply.tables())?;
             // Now, rather than with the next transaction: whoever locks the catalogs then does not hold it up.
             apply.attend_ways()?;
-            if forgot.elapsed() >= FORGET_PAUSE {
-                forgot = Instant::now();
+            if forgot.elapsed() >= forget_pause {
                 let retention = settings::duplicate_retention().as_micros() as i64;
-                apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+                let more = apply.forget_noted(PgTimestamp(postgres::now().saturating_sub(retention)))?;
+                forgot = Instant::now();
+                forget_pause = if more { FORGET_ON } else { FORGET_PAUSE };
             }
         }
         match queue.take() {
@@ -208,6 +212,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
                     }
                 }
                 take(&mut apply, &mut spool, &mut positions, &mut leaps, message)?;
+                apply.release_claim();
                 // While there is always something to do, the provider must still hear of what is done.
                 if published.elapsed() >= positions.look() {
                     published = Instant::now();
@@ -219,7 +224,7 @@ fn serve(place: &'static layout::Subscription, mut queue: Receiver) -> Result<()
             }
             Taken::Detached => return Ok(()),
             Taken::Empty => {
-                let mut next = positions.publish(!apply.in_transaction())?;
+                let mut next = positions.publish(!apply.in_transaction())?.min(forget_pause);
                 published = Instant::now();
                 if saved.elapsed() >= SAVE_PAUSE
                     && let Some(seen) = apply.take_changed_seen()

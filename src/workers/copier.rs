@@ -374,7 +374,7 @@ fn bring_rows(
     if !deferred.is_empty() {
         piece.copy.set_phase(Phase::Indexing);
         for index in &deferred {
-            worker::with_latest_snapshot(|| deferred_indexes::build(index))?;
+            worker::with_latest_snapshot(|| deferred_indexes::build(*index))?;
         }
     }
     piece.copy.set_phase(Phase::CatchingUp);
@@ -419,10 +419,10 @@ fn bring_versions(
 fn prepare_table(table: &PendingTable) -> Result<(), Failure> {
     let name = table.qualified_name();
     worker::with_latest_snapshot(|| match table.existing_rows {
-        ExistingRows::Refuse => match catalog::holds_rows(&name)? {
-            true => Err(Failure::NotEmpty),
-            false => Ok(catalog::shrink(&name)?),
-        },
+        ExistingRows::Refuse if catalog::holds_rows(&name)? || !catalog::shrink(&name)? => {
+            Err(Failure::NotEmpty)
+        }
+        ExistingRows::Refuse => Ok(()),
         ExistingRows::Truncate => Ok(catalog::empty(&name)?),
         ExistingRows::Keep => Ok(()),
     })

@@ -41,12 +41,19 @@ SELECT nspname, relname, state, existing_rows, sync_lsn FROM ha.subscription_tab
 SELECT ha.sub_resync_table('s', 'published', truncate => false);
 SELECT nspname, relname, state, existing_rows, sync_lsn FROM ha.subscription_tables;
 SELECT * FROM ha.sub_show_table('s', 'published');
+SELECT * FROM ha.sub_show_table('s', NULL);
+SELECT * FROM ha.sub_show_table('s', 0::regclass);
 SELECT * FROM ha.sub_show_table('s', 'other');
 SELECT relation, sync_state, copy_rows, copy_percent FROM ha.status_tables;
 SELECT status, copy_tables_done, copy_tables_total, copy_rows, copy_percent, copy_eta FROM ha.status_subscriptions;
 -- What a table was copied with, it keeps; a name that is gone is still there to be told.
 UPDATE ha.subscription_tables SET state = 'ready', sync_lsn = '0/10', copy_rows = 12;
 SELECT relation, sync_state, copy_rows, copy_percent FROM ha.status_tables;
+-- Nobody can tell how long a copy will take that does not run, however long ago the others were.
+INSERT INTO ha.subscription_tables (subscription_id, nspname, relname, asked_at)
+    SELECT subscription_id, nspname, 'other', now() - interval '1 day' FROM ha.subscription_tables;
+SELECT status, copy_tables_done, copy_tables_total, copy_rows, copy_percent, copy_eta FROM ha.status_subscriptions;
+DELETE FROM ha.subscription_tables WHERE relname = 'other';
 UPDATE ha.subscription_tables SET state = 'init', failed = true, last_error = 'copy of table public.published failed: why';
 DROP VIEW v;
 DROP TABLE published;

@@ -33,6 +33,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         skip,
     ),
     scenario(
+        "apply_held_taken_back",
+        "a transaction is left out although nobody wants that any more",
+        taken_back,
+    ),
+    scenario(
         "apply_held_delay",
         "a delayed subscriber applies too early, times out, or cannot be stopped",
         delay,
@@ -415,4 +420,51 @@ fn blocked(stage: &Stage) -> Result<()> {
     two.exec(database, "ALTER DOMAIN short DROP CONSTRAINT short_check")?;
     cluster.sync(1, 2)?;
     compare::identical(&cluster, &["words"])
+}
+
+fn taken_back(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(TABLE)?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    let database = cluster.database.as_str();
+    one.exec(
+        database,
+        "SELECT ha.repset_add_table('default', 't'); INSERT INTO t VALUES (1, 1)",
+    )?;
+    two.exec(database, "INSERT INTO t VALUES (1, 1)")?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    // The applier stands before the transaction that is named.
+    let mut holder = two.session(database)?;
+    holder.exec("BEGIN; SELECT FROM t WHERE id = 1 FOR UPDATE")?;
+    let mut session = one.session(database)?;
+    session.exec("DELETE FROM t WHERE id = 1")?;
+    session.exec("INSERT INTO t VALUES (2, 2)")?;
+    let end = one.text(database, "SELECT pg_current_wal_insert_lsn()")?;
+    session.exec("INSERT INTO t VALUES (3, 3)")?;
+    let waiting =
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_ha applier' AND wait_event_type = 'Lock'";
+    let mut polling = two.polling(database);
+    let mut waits = |unlike: &str| {
+        wait::until("the applier waits for the row", PATIENCE, || {
+            let pid = sql::show(&polling.rows(waiting)?);
+            Ok(match pid != "(no rows)" && pid != unlike {
+                true => Probe::Ready(pid),
+                false => Probe::NotYet(pid),
+            })
+        })
+    };
+    let before = waits("")?;
+    two.exec(
+        database,
+        &format!("SELECT ha.sub_skip_lsn('{NAME}', {})", literal(&end)),
+    )?;
+    waits(&before)?;
+    two.exec(database, &format!("SELECT ha.sub_skip_lsn('{NAME}', NULL)"))?;
+    holder.exec("COMMIT")?;
+    cluster.sync(1, 2)?;
+    let ids = sql::show(&two.rows(database, "SELECT id FROM t ORDER BY id")?);
+    ensure!(ids == "2\n3", "n2 has {ids}");
+    Ok(())
 }

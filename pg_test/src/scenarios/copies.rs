@@ -529,20 +529,26 @@ fn structure(stage: &Stage) -> Result<()> {
         &cluster.database,
         &format!(
             "CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('good', 'bad');
-             CREATE TABLE app.people (id serial PRIMARY KEY, mood app.mood, name text DEFAULT 'nobody', CHECK (id > 0));
+             CREATE TABLE app.people (id serial PRIMARY KEY, mood app.mood, name text DEFAULT 'nobody' CHECK (name ~ '^\\w+$'), CHECK (id > 0));
              CREATE TABLE app.pets (id int PRIMARY KEY, owner int REFERENCES app.people);
              CREATE TABLE app.visits (id int PRIMARY KEY) PARTITION BY RANGE (id);
              CREATE TABLE app.visits_1 PARTITION OF app.visits FOR VALUES FROM (0) TO (1000);
              CREATE FUNCTION app.touch() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
 UPDATE app.people
 SET name = 'touched';
+SET row_security = on;
+SET lock_timeout = 0;
 END $$;
              CREATE VIEW app.good AS SELECT * FROM app.people WHERE mood = 'good';
              INSERT INTO app.people (mood) SELECT 'good' FROM generate_series(1, 500);
              INSERT INTO app.pets SELECT g, g FROM generate_series(1, 500) g;
              INSERT INTO app.visits SELECT g FROM generate_series(1, 500) g;
              SELECT ha.repset_add_all_tables('default', '{{app}}');
-             CREATE ROLE links LOGIN REPLICATION PASSWORD '{SECRET}'; GRANT ha_replication TO links"
+             CREATE ROLE links LOGIN REPLICATION PASSWORD '{SECRET}'; GRANT ha_replication TO links;
+             CREATE ROLE \"On both\"; CREATE ROLE here_only; CREATE FUNCTION app.whose() RETURNS int SECURITY DEFINER LANGUAGE sql
+                 RETURN 1;
+             ALTER TABLE app.people OWNER TO \"On both\"; ALTER FUNCTION app.whose() OWNER TO \"On both\";
+             ALTER TABLE app.pets OWNER TO here_only"
         ),
     )?;
     let dsn = format!(
@@ -554,6 +560,7 @@ END $$;
         literal(NAME),
         literal(&dsn)
     );
+    second.exec(&cluster.database, "CREATE ROLE \"On both\"")?;
     let before = inventory(first, &cluster.database)?;
     refused(
         second,
@@ -577,7 +584,33 @@ END $$;
     )?;
     left_nothing(first, &cluster.database, &before)?;
     second.exec(&cluster.database, "DROP SCHEMA app")?;
-    second.exec(&cluster.database, &create)?;
+    // In a transaction whose settings stay its own.
+    let mut session = second.session(&cluster.database)?;
+    session.exec("SET standard_conforming_strings = off")?;
+    session.exec("BEGIN")?;
+    let settings = "SELECT name, setting FROM pg_settings WHERE source = 'session' OR name IN
+         ('row_security', 'check_function_bodies', 'client_min_messages', 'default_table_access_method', 'search_path')";
+    let before = session.rows(settings)?;
+    session.rows(&create)?;
+    ensure!(
+        session.rows(settings)? == before,
+        "settings of the session were changed"
+    );
+    session.exec("COMMIT")?;
+    let owners = "SELECT (SELECT string_agg(relowner::regrole::text, ', ' ORDER BY relname) FROM pg_class
+                           WHERE oid IN ('app.people'::regclass, 'app.pets'::regclass))
+                 || ', ' || (SELECT proowner::regrole FROM pg_proc WHERE proname = 'whose')";
+    ensure!(
+        second.text(&cluster.database, owners)? == r#""On both", postgres, "On both""#,
+        "owners are {}",
+        second.text(&cluster.database, owners)?
+    );
+    let rule = "SELECT string_agg(pg_get_constraintdef(oid), ', ' ORDER BY conname) FROM pg_constraint
+         WHERE conrelid = 'app.people'::regclass AND contype = 'c'";
+    ensure!(
+        first.text(&cluster.database, rule)? == second.text(&cluster.database, rule)?,
+        "constraints were changed on the way"
+    );
     wait_for_sync(&cluster)?;
     first.exec(
         &cluster.database,

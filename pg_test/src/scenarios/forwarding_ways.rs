@@ -32,6 +32,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "of two ways one brings less, and what it leaves out is taken for applied",
         narrow,
     ),
+    scenario(
+        "forwarding_late_truncate",
+        "a TRUNCATE that only the slower of two ways brings takes along what the faster one brought since",
+        late_truncate,
+    ),
+    scenario(
+        "forwarding_forgets",
+        "what is remembered of changes that came on two ways grows faster than it is forgotten",
+        forgets,
+    ),
 ];
 
 /// n3 counts what is applied there: triggers that fire always.
@@ -264,4 +274,59 @@ fn narrow(stage: &Stage) -> Result<()> {
         3 * rounds
     );
     expect(&cluster, 3, counted, &wanted)
+}
+
+fn forgets(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    let second = cluster.node(2)?;
+    // As after some minutes of many small transactions of an origin that nobody brings any more.
+    write(
+        &cluster,
+        2,
+        "INSERT INTO ha.applied_changes
+         SELECT 77, '0/0'::pg_lsn + g, 1000000 * (extract(epoch FROM now()) - 946684800), 'x' FROM generate_series(1, 150000) g",
+    )?;
+    let mut polling = second.polling(&cluster.database);
+    wait::until("nothing is remembered", PATIENCE, || {
+        let left = sql::show(&polling.rows("SELECT count(*) FROM ha.applied_changes")?);
+        Ok(Probe::when(left == "0", left))
+    })
+}
+
+fn late_truncate(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3))?;
+    cluster.create_nodes()?;
+    cluster.everywhere("CREATE TABLE t (id int PRIMARY KEY); SELECT ha.repset_add_table('default', 't')")?;
+    write(
+        &cluster,
+        1,
+        "SELECT ha.repset_create('direct', replicate_truncate => false); SELECT ha.repset_add_table('direct', 't')",
+    )?;
+    cluster.subscribe(1, 2)?;
+    let dsn = literal(&cluster.node(1)?.dsn(&cluster.database));
+    write(
+        &cluster,
+        3,
+        &format!("SELECT ha.sub_create('sub_n3_n1', {dsn}, '{{direct}}')"),
+    )?;
+    let indirect = subscribe(&cluster, 2, 3, "{n1}")?;
+    cluster.wait_replicating()?;
+    let (second, third) = (cluster.node(2)?, cluster.node(3)?);
+    disable(&cluster, second, third)?;
+    write(
+        &cluster,
+        1,
+        "INSERT INTO t VALUES (1), (2); BEGIN; INSERT INTO t VALUES (3); TRUNCATE t; INSERT INTO t VALUES (4); COMMIT;
+         INSERT INTO t VALUES (5)",
+    )?;
+    sync_along(&cluster, &[1, 3])?;
+    sync_along(&cluster, &[1, 2])?;
+    expect(&cluster, 3, "SELECT count(*) FROM t", "5")?;
+    enable(&cluster, second, third)?;
+    cluster.wait_status(third, &indirect, "replicating")?;
+    sync_along(&cluster, &[2, 3])?;
+    expect(&cluster, 3, "SELECT id FROM t ORDER BY id", "4\n5")
 }

@@ -12,13 +12,16 @@ mod conflict_history;
 mod conflict_lww;
 mod copies;
 mod copies_cut_off;
+mod copies_local_rows;
 mod copies_many;
+mod copies_structure_cut;
 mod copies_versions;
 mod crash_anything;
 mod crash_apply;
 mod every_type;
 mod false_missing;
 mod forwarding;
+mod forwarding_others;
 mod forwarding_ways;
 mod least_privilege_tls;
 mod many_tables;
@@ -59,9 +62,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         copies_versions::SCENARIOS,
         crash_anything::SCENARIOS,
         copies_cut_off::SCENARIOS,
+        copies_local_rows::SCENARIOS,
+        copies_structure_cut::SCENARIOS,
         backlog::SCENARIOS,
         crash_apply::SCENARIOS,
         forwarding::SCENARIOS,
+        forwarding_others::SCENARIOS,
         forwarding_ways::SCENARIOS,
         partition_heals::SCENARIOS,
         provider_gone::SCENARIOS,

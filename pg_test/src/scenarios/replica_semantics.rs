@@ -7,15 +7,26 @@ use anyhow::{Result, ensure};
 use crate::cluster::{Cluster, Plan};
 use crate::scenario::{Scenario, Stage};
 use crate::sql;
+use crate::wait::{self, PATIENCE, Probe};
 
-pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "replica_semantics",
-    story: "triggers, rules, foreign keys or deferrable constraints act otherwise than on a replica",
-    run: replica,
-    needs: &[],
-    stock: false,
-    weight: 1,
-}];
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "replica_semantics",
+        story: "triggers, rules, foreign keys or deferrable constraints act otherwise than on a replica",
+        run: replica,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
+        name: "replica_deferred_error",
+        story: "a deferred trigger catches one error and raises another, and the transaction that it ended counts as applied",
+        run: deferred_error,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+];
 
 const OURS: &str = "
     CREATE TABLE parent (id int PRIMARY KEY);
@@ -98,4 +109,61 @@ fn replica(stage: &Stage) -> Result<()> {
     );
     two.exec(database, "DELETE FROM t WHERE id = 100")?;
     shows(&cluster, "SELECT id FROM t WHERE v = 50", "50")
+}
+
+fn deferred_error(stage: &Stage) -> Result<()> {
+    let settings = Plan::nodes(2)
+        .with("ha.retry_max", "1s")
+        .with("max_prepared_transactions", "5");
+    let cluster = stage.cluster(settings)?;
+    cluster.create_nodes()?;
+    cluster.everywhere("CREATE TABLE t (id int PRIMARY KEY); SELECT ha.repset_add_table('default', 't')")?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    let database = cluster.database.as_str();
+    two.exec(
+        database,
+        "CREATE TABLE closed (id int); CREATE TABLE tried (id int);
+         CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 BEGIN
+                     INSERT INTO public.tried VALUES (NEW.id);
+                     RAISE 'caught';
+                 EXCEPTION WHEN raise_exception THEN NULL;
+                 END;
+                 IF EXISTS (SELECT FROM public.closed) THEN RAISE 'closed'; END IF;
+                 RETURN NULL;
+             END $$;
+         CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION judge();
+         ALTER TABLE t ENABLE ALWAYS TRIGGER late",
+    )?;
+    let name = cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    for (id, prepared) in [(1, false), (2, true)] {
+        if prepared {
+            two.exec(
+                database,
+                &format!("SELECT ha.sub_alter_options('{name}', '{{\"two_phase\": true}}')"),
+            )?;
+            wait::until("the slot sends prepared transactions", PATIENCE, || {
+                let seen = one.rows(database, "SELECT two_phase AND active FROM pg_replication_slots")?;
+                Ok(Probe::when(sql::show(&seen) == "t", sql::show(&seen)))
+            })?;
+        }
+        two.exec(database, "INSERT INTO closed VALUES (1)")?;
+        let mut session = one.session(database)?;
+        if prepared {
+            session.exec(&format!(
+                "BEGIN; INSERT INTO t VALUES ({id}); PREPARE TRANSACTION 'a'"
+            ))?;
+        } else {
+            session.exec(&format!("INSERT INTO t VALUES ({id})"))?;
+        }
+        cluster.wait_status(two, &name, "failed")?;
+        two.exec(database, "DELETE FROM closed")?;
+        if prepared {
+            session.exec("COMMIT PREPARED 'a'")?;
+        }
+        shows(&cluster, "SELECT max(id) FROM t", &id.to_string())?;
+    }
+    Ok(())
 }

@@ -31,6 +31,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "a sequence that a subscriber lacks is passed over without a word, or stops the stream for good",
         mended,
     ),
+    scenario(
+        "sequences_late",
+        "a subscription that copies no rows, or gets a set later, gives numbers again that its provider has given",
+        late,
+    ),
 ];
 
 fn last_value(node: &Node, database: &str, sequence: &str) -> Result<i64> {
@@ -226,4 +231,30 @@ fn mended(stage: &Stage) -> Result<()> {
         "what followed was lost"
     );
     cluster.wait_status(second, &name, "replicating")
+}
+
+fn late(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(2))?;
+    cluster.create_nodes()?;
+    let (first, second) = (cluster.node(1)?, cluster.node(2)?);
+    cluster.everywhere("CREATE SEQUENCE s; CREATE SEQUENCE later")?;
+    // Told before anybody listens, and not told again before half of the buffer is used.
+    first.exec(
+        &cluster.database,
+        "SELECT ha.repset_create('other'); SELECT nextval('s'), nextval('later') FROM generate_series(1, 50);
+         SELECT ha.repset_add_seq('default', 's', true), ha.repset_add_seq('other', 'later', true)",
+    )?;
+    let name = cluster.subscribe(1, 2)?;
+    ensure!(
+        second.number(&cluster.database, "SELECT nextval('s')")? > 50,
+        "a number was given twice"
+    );
+    cluster.wait_replicating()?;
+    let add = format!("SELECT ha.sub_add_repset({}, 'other')", literal(&name));
+    second.exec(&cluster.database, &add)?;
+    ensure!(
+        second.number(&cluster.database, "SELECT nextval('later')")? > 50,
+        "a number was given twice once its set was added"
+    );
+    Ok(())
 }

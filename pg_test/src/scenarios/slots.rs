@@ -132,6 +132,16 @@ fn idle(stage: &Stage) -> Result<()> {
             started.elapsed()
         );
     }
+    // Nor in a transaction that has written something.
+    let mut session = one.session(&cluster.database)?;
+    session.exec("BEGIN; INSERT INTO elsewhere VALUES ('a little')")?;
+    let started = Instant::now();
+    ensure!(
+        session.text(waiting)? == "t" && started.elapsed() < Duration::from_secs(5),
+        "an idle subscriber confirmed after {:?} only to who had written something",
+        started.elapsed()
+    );
+    session.exec("COMMIT")?;
 
     // What it has confirmed while idle survives its crash: nothing is missing, and it says so.
     for round in 0..3 {

@@ -3,11 +3,13 @@
 
 use anyhow::{Result, ensure};
 
-use super::support::{add_everywhere, disable, enable, refused, wait_no_lag};
+use super::forwarding::subscribe;
+use super::support::{add_everywhere, counter, disable, enable, refused, wait_no_lag};
 use crate::cluster::{Cluster, Plan};
 use crate::compare;
 use crate::node::{Node, Stop};
 use crate::scenario::{Scenario, Stage};
+use crate::sql::literal;
 use crate::wait::{self, PATIENCE, Probe};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -42,6 +44,38 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         needs: &[],
         stock: false,
         weight: 1,
+    },
+    Scenario {
+        name: "two_phase_values",
+        story: "a row of a prepared transaction that has to be asked for from the provider, where it is not committed yet, is left out",
+        run: values,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
+        name: "two_phase_cannot",
+        story: "what this server cannot prepare, or not any more of, stops the stream before the end of what is prepared",
+        run: cannot,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
+        name: "two_phase_alike",
+        story: "of several equal rows a prepared transaction holds one, and the next change of another waits for it, and so does its own end",
+        run: alike,
+        needs: &[],
+        stock: false,
+        weight: 1,
+    },
+    Scenario {
+        name: "two_phase_ways",
+        story: "after a PREPARE that may come by another subscription too, that one waits until more is prepared or committed",
+        run: ways,
+        needs: &[],
+        stock: false,
+        weight: 2,
     },
 ];
 
@@ -128,6 +162,11 @@ fn ends(stage: &Stage) -> Result<()> {
     wait_prepared(&cluster, two, "b prepared")?;
     session.exec("ROLLBACK PREPARED 'b'")?;
     wait_prepared(&cluster, two, "")?;
+    session.exec("INSERT INTO other VALUES (100, 'counted')")?;
+    cluster.sync(1, 2)?;
+    let counted = |column: &str| counter(&cluster, two, "sub_n2_n1", column);
+    let found = (counted("rows_inserted")?, counted("rows_updated")?);
+    ensure!(found == (12, 0), "inserted and updated are counted as {found:?}");
 
     two.exec(&cluster.database, "ALTER TABLE other ADD COLUMN w int")?;
     // Large, with savepoints; empty; of tables that are not sent; all open at once.
@@ -344,4 +383,156 @@ fn existing(stage: &Stage) -> Result<()> {
     two.exec(&cluster.database, &format!("COMMIT PREPARED '{gid}'"))?;
     session.exec("COMMIT PREPARED 'left'")?;
     compare::identical(&cluster, &["t"])
+}
+
+fn values(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(plan())?;
+    cluster.create_nodes()?;
+    cluster.everywhere(
+        "CREATE TABLE f (id int, region text, big text, PRIMARY KEY (id, region)); ALTER TABLE f ALTER big SET STORAGE EXTERNAL",
+    )?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    one.exec(
+        &cluster.database,
+        "SELECT ha.repset_add_table('default', 'f', row_filter => 'region = ''eu''')",
+    )?;
+    let name = cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    two_phase(&cluster, two, &name)?;
+    let big = "repeat('0123456789', 2000)";
+    let mut session = one.session(&cluster.database)?;
+    session.exec(&format!("INSERT INTO f VALUES (1, 'us', {big})"))?;
+    // Both enter the filter with a value that is not in the WAL of their update: the server cannot tell it yet.
+    session.exec("BEGIN; UPDATE f SET region = 'eu' WHERE id = 1; PREPARE TRANSACTION 'key'")?;
+    session.exec(&format!(
+        "BEGIN; INSERT INTO f VALUES (2, 'us', {big}); UPDATE f SET region = 'eu' WHERE id = 2; PREPARE TRANSACTION 'new'"
+    ))?;
+    wait_prepared(&cluster, two, "key kept, new kept")?;
+    session.exec("COMMIT PREPARED 'key'")?;
+    session.exec("COMMIT PREPARED 'new'")?;
+    cluster.sync(1, 2)?;
+    wait_prepared(&cluster, two, "")?;
+    compare::identical(&cluster, &["f"])
+}
+
+fn ways(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(Plan::nodes(3).with("max_prepared_transactions", "20"))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(TABLES)?;
+    let (one, two, three) = (cluster.node(1)?, cluster.node(2)?, cluster.node(3)?);
+    // t goes to n3 by both ways, the other table by n2 alone.
+    one.exec(
+        &cluster.database,
+        "SELECT ha.repset_create('some'); SELECT ha.repset_add_table('some', 't')",
+    )?;
+    for node in [one, two] {
+        node.exec(
+            &cluster.database,
+            "SELECT ha.repset_add_table('default', 't'); SELECT ha.repset_add_table('default', 'other')",
+        )?;
+    }
+    cluster.subscribe(1, 2)?;
+    three.exec(
+        &cluster.database,
+        &format!(
+            "SELECT ha.sub_create('sub_n3_n1', {}, '{{some}}')",
+            literal(&one.dsn(&cluster.database))
+        ),
+    )?;
+    subscribe(&cluster, 2, 3, "{n1}")?;
+    cluster.wait_replicating()?;
+    two_phase(&cluster, three, "sub_n3_n1")?;
+    let arrives = |id: u32| -> Result<()> {
+        one.exec(
+            &cluster.database,
+            &format!("INSERT INTO other VALUES ({id}, 'x')"),
+        )?;
+        cluster.sync(1, 2)?;
+        cluster.sync(2, 3)?;
+        let found = three.number(&cluster.database, "SELECT max(id) FROM other")?;
+        ensure!(found == i64::from(id), "n3 has {found}");
+        Ok(())
+    };
+    arrives(1)?;
+    let mut session = one.session(&cluster.database)?;
+    session.exec("BEGIN; INSERT INTO t VALUES (1, 'a'); PREPARE TRANSACTION 'a'")?;
+    wait_prepared(&cluster, three, "a kept")?;
+    arrives(2)?;
+    session.exec("BEGIN; INSERT INTO t VALUES (2, 'b'); PREPARE TRANSACTION 'b'")?;
+    wait_prepared(&cluster, three, "a kept, b kept")?;
+    session.exec("ROLLBACK PREPARED 'b'")?;
+    wait_prepared(&cluster, three, "a kept")?;
+    arrives(3)?;
+    session.exec("COMMIT PREPARED 'a'")?;
+    wait_prepared(&cluster, three, "")?;
+    arrives(4)?;
+    cluster.sync(1, 3)?;
+    let rows = three.text(&cluster.database, "SELECT string_agg(v, ',') FROM t")?;
+    ensure!(rows == "a", "n3 has {rows} of what was prepared");
+    Ok(())
+}
+
+fn alike(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(plan())?;
+    cluster.create_nodes()?;
+    cluster.everywhere(
+        "CREATE TABLE k (v text); ALTER TABLE k REPLICA IDENTITY FULL; SELECT ha.repset_add_table('default', 'k')",
+    )?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    let name = cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    two_phase(&cluster, two, &name)?;
+    let mut session = one.session(&cluster.database)?;
+    session.exec("INSERT INTO k VALUES ('same'), ('same'), ('same')")?;
+    session.exec(
+        "BEGIN; DELETE FROM k WHERE ctid = '(0,1)'; INSERT INTO k VALUES ('new'); PREPARE TRANSACTION 'a'",
+    )?;
+    wait_prepared(&cluster, two, "a kept")?;
+    // On the provider these are other rows than those of the prepared transaction, here they are any that are equal.
+    session.exec("DELETE FROM k WHERE ctid = '(0,2)'; INSERT INTO k VALUES ('new')")?;
+    session.exec("DELETE FROM k WHERE v = 'new'")?;
+    cluster.sync(1, 2)?;
+    session.exec("COMMIT PREPARED 'a'")?;
+    cluster.sync(1, 2)?;
+    let rows = two.text(&cluster.database, "SELECT string_agg(v, ',' ORDER BY v) FROM k")?;
+    ensure!(rows == "new,same", "n2 has {rows}");
+    Ok(())
+}
+
+fn cannot(stage: &Stage) -> Result<()> {
+    let cluster = stage.cluster(plan().node(2, |spec| {
+        spec.settings
+            .push(("max_prepared_transactions".to_owned(), "2".to_owned()));
+    }))?;
+    cluster.create_nodes()?;
+    cluster.everywhere(TABLES)?;
+    add_everywhere(&cluster, "default", &["t", "other"])?;
+    let (one, two) = (cluster.node(1)?, cluster.node(2)?);
+    two.exec(
+        &cluster.database,
+        "CREATE FUNCTION passing() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 CREATE TEMP TABLE IF NOT EXISTS passing (id int);
+                 RETURN NULL;
+             END $$;
+         CREATE TRIGGER passes AFTER INSERT ON other FOR EACH ROW EXECUTE FUNCTION passing();
+         ALTER TABLE other ENABLE ALWAYS TRIGGER passes",
+    )?;
+    let name = cluster.subscribe(1, 2)?;
+    cluster.wait_replicating()?;
+    two_phase(&cluster, two, &name)?;
+    let mut session = one.session(&cluster.database)?;
+    session.exec("BEGIN; INSERT INTO other VALUES (1, 'x'); PREPARE TRANSACTION 'a'")?;
+    for (gid, id) in [("b", 1), ("c", 2), ("d", 3)] {
+        session.exec(&format!(
+            "BEGIN; INSERT INTO t VALUES ({id}, '{gid}'); PREPARE TRANSACTION '{gid}'"
+        ))?;
+    }
+    wait_prepared(&cluster, two, "a kept, b prepared, c prepared, d kept")?;
+    for gid in ["d", "c", "b", "a"] {
+        session.exec(&format!("COMMIT PREPARED '{gid}'"))?;
+    }
+    cluster.sync(1, 2)?;
+    wait_prepared(&cluster, two, "")?;
+    compare::identical(&cluster, &["t", "other"])
 }

@@ -271,17 +271,20 @@ pub(super) fn forget_deferred() {
     DEFERRED.set(Deferred::Nothing);
 }
 
-/// Fires the deferred triggers of owners that must not have the worker's rights; what remains fires in the commit.
-/// Just before every commit (or PREPARE) of applied changes; what they raise ends the transaction.
+/// Fires the deferred triggers: those of owners that must not have the worker's rights as the owner, all others as the
+/// commit would. Just before every commit (or PREPARE) of applied changes, and before the position of the origin is set:
+/// from 16 on a subtransaction that a trigger rolls back would advance the origin there, whatever became of the rest.
+/// What they raise ends the transaction.
 pub(crate) fn fire_deferred() {
-    let actor = match DEFERRED.replace(Deferred::Nothing) {
-        Deferred::Of(actor) | Deferred::Mixed(actor) if actor.restricted => actor,
-        _ => return,
+    let acting = match DEFERRED.replace(Deferred::Nothing) {
+        Deferred::Of(actor) | Deferred::Mixed(actor) if actor.restricted => Some(actor.begin()),
+        _ => None,
     };
-    let acting = actor.begin();
     // SAFETY: in a transaction, outside of any query, as in the commit that follows.
     unsafe { pg_sys::AfterTriggerFireDeferred() };
-    acting.end();
+    if let Some(acting) = acting {
+        acting.end();
+    }
 }
 
 /// Runs something as nobody's code could be run: as the worker, without restriction.

@@ -8,6 +8,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::{Origin, Report, plugin, send, send_waiting, transaction, written};
+use crate::decoding::Session;
 use crate::postgres::two_phase::GID_PREFIX;
 
 pub(super) fn register(callbacks: &mut pg_sys::OutputPluginCallbacks) {
@@ -53,16 +54,21 @@ unsafe fn gid<'a>(txn: *mut pg_sys::ReorderBufferTXN) -> Cow<'a, str> {
     unsafe { CStr::from_ptr((*txn).gid) }.to_string_lossy()
 }
 
-/// Prepared by something else that applies changes of others, under their origin: nothing of it is sent.
+/// Whether a prepared transaction is sent; else it was prepared by something else that applies changes of others, under
+/// their origin.
 ///
 /// # Safety
 /// `txn` is a prepared transaction.
-unsafe fn came_from_elsewhere(txn: *mut pg_sys::ReorderBufferTXN) -> bool {
+unsafe fn is_sent(session: &Session, txn: *mut pg_sys::ReorderBufferTXN) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { (*txn).origin_id != 0 }
+    session.sends_prepared(unsafe { (*txn).origin_id })
 }
 
-/// True: this one comes when it commits. What this node has prepared for another does.
+/// How the names of transactions begin that native logical replication has prepared (TwoPhaseTransactionGid).
+const NATIVE_GID_PREFIX: &[u8] = b"pg_gid_";
+
+/// True: this one comes when it commits. What this node has prepared for another does, and what came by native logical
+/// replication: only then is it known whose it is. (The name is all that is the same whenever this is asked.)
 #[pg_guard]
 unsafe extern "C-unwind" fn filter_prepare(
     _ctx: *mut pg_sys::LogicalDecodingContext,
@@ -70,9 +76,8 @@ unsafe extern "C-unwind" fn filter_prepare(
     gid: *const c_char,
 ) -> bool {
     // SAFETY: a nul-terminated name.
-    unsafe { CStr::from_ptr(gid) }
-        .to_bytes()
-        .starts_with(GID_PREFIX.as_bytes())
+    let gid = unsafe { CStr::from_ptr(gid) }.to_bytes();
+    gid.starts_with(GID_PREFIX.as_bytes()) || gid.starts_with(NATIVE_GID_PREFIX)
 }
 
 #[pg_guard]
@@ -87,6 +92,9 @@ unsafe extern "C-unwind" fn begin_prepare(
         send_waiting(ctx, plugin);
         plugin.session.learn_origins(|origin| Origin(origin).name());
         plugin.session.start_chunk((*txn).xid.into());
+        if !is_sent(&plugin.session, txn) {
+            plugin.session.withhold_chunk();
+        }
     }
 }
 
@@ -101,7 +109,7 @@ unsafe extern "C-unwind" fn prepare(
     unsafe {
         let plugin = plugin(ctx);
         plugin.session.stop_chunk();
-        if came_from_elsewhere(txn) {
+        if !is_sent(&plugin.session, txn) {
             return;
         }
         written(plugin.session.greet());
@@ -122,7 +130,7 @@ unsafe extern "C-unwind" fn commit_prepared(
     // SAFETY: a live context in which a write is allowed; there is no snapshot, so that no name can be looked up.
     unsafe {
         let plugin = plugin(ctx);
-        if came_from_elsewhere(txn) {
+        if !is_sent(&plugin.session, txn) {
             return;
         }
         written(plugin.session.greet());
@@ -144,7 +152,7 @@ unsafe extern "C-unwind" fn rollback_prepared(
     // SAFETY: a live context in which a write is allowed.
     unsafe {
         let plugin = plugin(ctx);
-        if came_from_elsewhere(txn) {
+        if !is_sent(&plugin.session, txn) {
             return;
         }
         written(plugin.session.greet());

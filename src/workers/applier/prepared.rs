@@ -50,7 +50,7 @@ impl Spool {
                 apply.instead_of(&prepare.begin, positions, || Ok(()))
             });
         }
-        if apply.passes_over(&prepare.begin) {
+        if apply.passes_over(&prepare.begin)? {
             // Nothing of it is to come when it commits.
             return attempt(apply, positions, leaps, |apply, _, _, positions| {
                 apply.pass_over(&prepare.begin, positions, || {
@@ -85,18 +85,15 @@ impl Spool {
         let (id, xid) = (self.subscription_id, commit.begin.xid);
         let local_gid = self.local_gid(xid, commit.gid);
         let found = read(|| catalog::find(id, xid, &local_gid))?;
+        let passes_over = found != Found::Nothing && apply.passes_over(&commit.begin)?;
         match found {
-            Found::Prepared if apply.passes_over(&commit.begin) => {
-                attempt(apply, positions, leaps, |apply, _, _, positions| {
-                    apply.finish(&local_gid, &commit.begin, false, positions)?;
-                    apply.pass_over(&commit.begin, positions, || Ok(()))
-                })
-            }
-            Found::Kept(_) if apply.passes_over(&commit.begin) => {
-                attempt(apply, positions, leaps, |apply, _, _, positions| {
-                    apply.pass_over(&commit.begin, positions, || forget(id, xid))
-                })
-            }
+            Found::Prepared if passes_over => attempt(apply, positions, leaps, |apply, _, _, positions| {
+                apply.finish(&local_gid, &commit.begin, false, positions)?;
+                apply.pass_over(&commit.begin, positions, || Ok(()))
+            }),
+            Found::Kept(_) if passes_over => attempt(apply, positions, leaps, |apply, _, _, positions| {
+                apply.pass_over(&commit.begin, positions, || forget(id, xid))
+            }),
             Found::Prepared => attempt(apply, positions, leaps, |apply, _, _, positions| {
                 apply.finish(&local_gid, &commit.begin, true, positions)
             }),
@@ -167,8 +164,9 @@ fn tentatively(
     let mut refused = None;
     attempt(apply, positions, leaps, |apply, again, look, positions| {
         apply.begin_tentative(&prepare.begin, again, look)?;
-        match held.play(aborted, apply, positions) {
-            Ok(()) => apply.prepare(local_gid, positions),
+        let played = held.play(aborted, apply, positions);
+        match played.and_then(|()| apply.prepare(local_gid, positions)) {
+            Ok(()) => {}
             Err(Failure::NotBeforeCommit(reason)) => {
                 apply.give_up();
                 refused = Some(reason);

@@ -8,7 +8,7 @@ use pg_ha_replication::codec::Begin;
 use pg_ha_replication::skip::{self, Verdict};
 use pgrx::prelude::*;
 
-use crate::catalog::{self, subscriptions};
+use crate::catalog::{self, plan, subscriptions};
 use crate::durable::events::{self, Severity};
 use crate::postgres::{apply, worker};
 use crate::shared_state;
@@ -47,8 +47,16 @@ impl Skip {
         }
     }
 
-    pub(super) fn judge(&self, begin: &Begin<'_>) -> Verdict {
-        skip::judge(self.wanted, begin.commit_lsn, begin.end_lsn)
+    /// Before the transaction, between two others: a wish may have been taken back since this process began, which is
+    /// looked for only when it would be carried out.
+    pub(super) fn judge(&mut self, begin: &Begin<'_>) -> Result<Verdict, String> {
+        let verdict = skip::judge(self.wanted, begin.commit_lsn, begin.end_lsn);
+        if verdict == Verdict::PassOver {
+            let found = crate::workers::read(|| plan::subscriptions(Some(self.subscription_id)))?.pop();
+            self.wanted = found.and_then(|known| known.skip_lsn).map(Lsn);
+            return Ok(skip::judge(self.wanted, begin.commit_lsn, begin.end_lsn));
+        }
+        Ok(verdict)
     }
 
     /// For messages: what somebody may do who does not want a transaction.

@@ -55,6 +55,8 @@ pub(in crate::workers) struct Tables {
     /// The tables, by schema and name, that are not open to all transactions.
     gates: HashMap<(String, String), Gate>,
     open: Vec<(u32, Opened)>,
+    /// Those whose definition changed while they were open.
+    outdated: Vec<u32>,
 }
 
 impl Tables {
@@ -65,6 +67,7 @@ impl Tables {
             known: HashMap::new(),
             gates: HashMap::new(),
             open: Vec::new(),
+            outdated: Vec::new(),
         }
     }
 
@@ -201,14 +204,25 @@ impl Tables {
         for (_, open) in self.open.drain(..) {
             open.close();
         }
+        self.forget_outdated();
     }
 
     /// Forgets what the transaction opened, after its abort released it.
     pub(in crate::workers) fn forget_open(&mut self) {
         self.open.clear();
+        self.forget_outdated();
     }
 
-    /// Targets in use stay: their tables are locked, so that nobody else changes them before the transaction ends.
+    fn forget_outdated(&mut self) {
+        for id in self.outdated.drain(..) {
+            if let Some(known) = self.known.get_mut(&id) {
+                known.target = None;
+            }
+        }
+    }
+
+    /// Targets in use stay until they are closed: their tables are locked, so that nobody else changes what matters to
+    /// them before. (Rights and indexes can change under that lock.)
     fn forget_changed(&mut self) {
         let changed = invalidation::take();
         let in_use: Vec<u32> = self.open.iter().map(|(id, _)| *id).collect();
@@ -221,8 +235,13 @@ impl Tables {
             return;
         }
         for (id, known) in &mut self.known {
-            if known.target.as_ref().is_some_and(&is_changed) && !in_use.contains(id) {
+            if !known.target.as_ref().is_some_and(&is_changed) {
+                continue;
+            }
+            if !in_use.contains(id) {
                 known.target = None;
+            } else if !self.outdated.contains(id) {
+                self.outdated.push(*id);
             }
         }
     }

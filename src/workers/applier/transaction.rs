@@ -2,12 +2,13 @@
 
 mod failure;
 mod prepared;
+mod truncate;
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_ha_model::{NodeId, PgTimestamp};
-use pg_ha_replication::codec::{Begin, Commit, Decoder, Logical, Message, Truncate};
+use pg_ha_replication::codec::{Begin, Commit, Decoder, Logical, Message};
 use pg_ha_replication::conflict::{self, Decision, Local, LocalRow, Operation, SeenVersions, Version};
 use pg_ha_replication::once::{self, Arrival, Change, Kind};
 use pg_ha_replication::skip::Verdict;
@@ -93,6 +94,8 @@ pub(super) struct Apply {
     open: Option<Open>,
     conflicts: Conflicts,
     counts: Counts,
+    /// What the transactions changed that are prepared here, by their names; known to the process that prepared them.
+    prepared_counts: HashMap<String, Counts>,
     /// How the inserts of the current frame go about it.
     look: Look,
     /// How far the provider had applied the others, as the stream told.
@@ -137,6 +140,7 @@ impl Apply {
             open: None,
             conflicts: Conflicts::new(place, &subscription.name),
             counts: Counts::default(),
+            prepared_counts: HashMap::new(),
             look: Look::First,
             seen,
             seen_changed: false,
@@ -380,7 +384,7 @@ impl Apply {
         let verdict = if applied {
             Verdict::Apply
         } else {
-            self.skip.judge(begin)
+            self.skip.judge(begin).map_err(Failure::Skip)?
         };
         let passed = (verdict == Verdict::PassOver).then(|| Passed::new(begin));
         let skip = applied || passed.is_some();
@@ -409,12 +413,6 @@ impl Apply {
     }
 
     fn commit(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
-        let outcome = self.complete(commit, progress);
-        self.rivals.release();
-        outcome
-    }
-
-    fn complete(&mut self, commit: &Commit, progress: &mut dyn Progress) -> Result<(), Failure> {
         layout::Subscription::raise(&self.place.provider_lsn, commit.wal_end.0);
         self.tables.close();
         // While this can fail the transaction is there to be told of.
@@ -495,8 +493,16 @@ impl Apply {
         self.rivals.claim(frame)
     }
 
-    /// Forgets what was noted of changes that cannot come again.
-    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<(), String> {
+    /// Gives the claim back unless a transaction is open: also after a frame that left none behind, such as a PREPARE, or
+    /// others of that origin would wait for whatever comes next.
+    pub(super) fn release_claim(&mut self) {
+        if self.open.is_none() {
+            self.rivals.release();
+        }
+    }
+
+    /// See [`Rivals::forget`].
+    pub(super) fn forget_noted(&self, oldest: PgTimestamp) -> Result<bool, String> {
         self.rivals.forget(oldest)
     }
 
@@ -504,64 +510,6 @@ impl Apply {
         if let Some(passed) = self.open.as_mut().and_then(|open| open.passed.as_mut()) {
             passed.changes += 1;
         }
-    }
-
-    fn truncate(&mut self, truncate: &Truncate<'_>) -> Result<(), Failure> {
-        self.count_passed();
-        let Some(open) = self.open.as_ref().filter(|open| !open.skip) else {
-            return Ok(());
-        };
-        // Without the tables that are being copied, or were, with what followed this: a CASCADE must not reach them
-        // through foreign keys, and without it the server would refuse to truncate what they refer to.
-        let all = truncate.relations.iter().count();
-        let (end_lsn, tentative) = (open.end_lsn, open.tentative);
-        self.tables.close();
-        let mut ids = Vec::with_capacity(all);
-        for id in truncate.relations.iter() {
-            if self.tables.may_truncate(id, end_lsn)? && self.is_new(id)? {
-                ids.push(id);
-            }
-        }
-        if tentative && ids.len() < all {
-            return Err(being_copied());
-        }
-        if ids.is_empty() {
-            return Ok(());
-        }
-        for id in &ids {
-            self.tables.resolve(*id)?;
-        }
-        let targets = ids
-            .iter()
-            .map(|id| self.tables.target(*id))
-            .collect::<Result<Vec<_>, _>>()?;
-        if ids.len() < all {
-            for target in targets {
-                worker::with_latest_snapshot(|| subscription_tables::empty(&target.name))?;
-            }
-            return Ok(());
-        }
-        apply::truncate(
-            &targets,
-            truncate.flags & Truncate::CASCADE != 0,
-            truncate.flags & Truncate::RESTART_SEQS != 0,
-        )?;
-        Ok(())
-    }
-
-    /// Whether the emptying of a table in the open transaction has not come by another way.
-    fn is_new(&mut self, relation: u32) -> Result<bool, Failure> {
-        let Some(arrival) = self.open.as_mut().and_then(|open| open.arrival.as_mut()) else {
-            return Ok(true);
-        };
-        let shape = self.tables.shape(relation)?;
-        let verdict = arrival.meet(Change {
-            digest: self.rivals.since_copy(&shape, shape.truncate()),
-            relation,
-            keyed: shape.is_keyed(),
-            kind: Kind::Truncate,
-        });
-        Ok(verdict != once::Verdict::Skip)
     }
 
     fn row(
@@ -611,6 +559,9 @@ impl Apply {
         let (remote, forwarded, provider) = (open.version, open.lane_number != 0, self.provider);
         let origin_lsn = open.origin_lsn;
         let (target, table, counters) = self.tables.open(relation)?;
+        if tentative {
+            prepared::can_wait(target)?;
+        }
         let (origins, here, seen) = (&mut self.origins, self.here, &self.seen);
         let mut standing = None;
         let decision = self
@@ -635,6 +586,9 @@ impl Apply {
                 }
             })?;
         let Some(decision) = decision else {
+            if tentative {
+                return Err(prepared::not_shown(target));
+            }
             self.counts.skipped();
             return Ok(());
         };

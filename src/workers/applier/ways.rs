@@ -275,9 +275,10 @@ impl Rivals {
     }
 
     /// Forgets what was noted of transactions that cannot come again, and of those older than `oldest`. Between two
-    /// transactions.
-    pub(super) fn forget(&self, oldest: PgTimestamp) -> Result<(), String> {
-        crate::workers::read(|| -> Result<(), catalog::Error> {
+    /// transactions. True if there may be more.
+    pub(super) fn forget(&self, oldest: PgTimestamp) -> Result<bool, String> {
+        crate::workers::read(|| -> Result<bool, catalog::Error> {
+            let mut more = false;
             for origin in applied_changes::origins()? {
                 let paths: Vec<&Path> = self.paths.iter().filter(|path| path.brings(origin)).collect();
                 let passed = match paths.as_slice() {
@@ -299,9 +300,9 @@ impl Rivals {
                         least.min().unwrap_or(0)
                     }
                 };
-                applied_changes::forget(origin, passed, oldest)?;
+                more |= applied_changes::forget(origin, passed, oldest)?;
             }
-            Ok(())
+            Ok(more)
         })
     }
 }

@@ -35,6 +35,11 @@ pub(in crate::workers::applier) enum Failure {
     Spool(#[from] crate::durable::Error),
     #[error("{0}")]
     Positions(String),
+    #[error("what is to be passed over could not be read: {0}")]
+    Skip(String),
+    /// An error of PostgreSQL that another attempt meets too.
+    #[error("{0}")]
+    Server(String),
     /// Only of prepared transactions, which are then kept until they commit.
     #[error("{0}")]
     NotBeforeCommit(String),

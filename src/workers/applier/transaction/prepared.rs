@@ -7,11 +7,14 @@ use pg_ha_model::NodeId;
 use pg_ha_replication::codec::Begin;
 use pg_ha_replication::conflict::Version;
 use pg_ha_replication::skip::Verdict;
+use pgrx::PgSqlErrorCode;
 
 use super::super::ways::Lane;
 use super::{Apply, Failure, Open, Passed, Progress};
+use crate::postgres::apply::acting;
 use crate::postgres::apply::table::Look;
-use crate::postgres::{apply, two_phase};
+use crate::postgres::apply::target::{Key, Target};
+use crate::postgres::{apply, two_phase, worker};
 
 impl Apply {
     /// The node whose transactions come.
@@ -30,8 +33,8 @@ impl Apply {
     }
 
     /// Whether somebody wants this transaction passed over.
-    pub(in crate::workers::applier) fn passes_over(&self, begin: &Begin<'_>) -> bool {
-        self.skip.judge(begin) == Verdict::PassOver
+    pub(in crate::workers::applier) fn passes_over(&mut self, begin: &Begin<'_>) -> Result<bool, String> {
+        Ok(self.skip.judge(begin)? == Verdict::PassOver)
     }
 
     /// Begins a prepared transaction, which does not commit yet. `again`: it has been begun before and failed.
@@ -63,17 +66,36 @@ impl Apply {
         self.check.give_up();
     }
 
-    /// Prepares it under this name.
-    pub(in crate::workers::applier) fn prepare(&mut self, gid: &str, progress: &mut dyn Progress) {
-        let Some(open) = &self.open else { return };
+    /// Prepares it under this name; or says why the server cannot, with nothing done: triggers may have made temporary
+    /// tables, or too many others are prepared, whose ends come behind this in the stream.
+    pub(in crate::workers::applier) fn prepare(
+        &mut self,
+        gid: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Failure> {
+        let Some(open) = &self.open else { return Ok(()) };
         let stamp = open.lane.origin;
         let (end_lsn, origin_lsn, time) = (open.end_lsn, open.origin_lsn, open.version.timestamp.0);
         self.tables.close();
-        // While this can fail the transaction is there to be told of.
-        two_phase::prepare(stamp, origin_lsn, time, gid);
+        // What triggers raise may not come again with another attempt. While this can fail the transaction is there to
+        // be told of.
+        acting::fire_deferred();
+        worker::catch(|| two_phase::prepare(stamp, origin_lsn, time, gid)).map_err(|caught| match caught
+            .sqlstate
+        {
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+            | PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY
+            | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE => {
+                Failure::NotBeforeCommit(caught.message)
+            }
+            _ => Failure::Server(caught.describe()),
+        })?;
         self.open = None;
+        let counts = core::mem::take(&mut self.counts);
+        self.prepared_counts.insert(gid.to_owned(), counts);
         self.check.give_up();
         self.done(end_lsn, origin_lsn, progress);
+        Ok(())
     }
 
     /// Runs work in a local transaction, which commits with everything up to the end of a remote one counted as done.
@@ -131,7 +153,11 @@ impl Apply {
         stamp.use_in_session();
         let time = begin.commit_ts.0;
         two_phase::finish(stamp, begin.origin_lsn.0, time, gid, commits);
+        let counts = self.prepared_counts.remove(gid);
         if commits {
+            if let Some(mut counts) = counts {
+                counts.publish(self.place);
+            }
             self.place.transactions.fetch_add(1, Relaxed);
             self.place.applied_commit.store(time, Relaxed);
         }
@@ -171,6 +197,27 @@ pub(super) fn opened(begin: &Begin<'_>, lane: Lane) -> Open {
         forget_skip: false,
         changes: 0,
     }
+}
+
+/// Whether rows of the table may be held until their transaction commits. Not where rows are told apart by all of their
+/// values: of several that are equal, the one that is held here is not the one that is held on the provider. The next
+/// change of another would wait for it, and its end comes behind that change.
+pub(super) fn can_wait(target: &Target) -> Result<(), Failure> {
+    match target.key {
+        Key::Full => Err(Failure::NotBeforeCommit(format!(
+            "rows of table {} have no key",
+            target.name
+        ))),
+        Key::Index { .. } | Key::None => Ok(()),
+    }
+}
+
+/// Why a transaction is not prepared of which a value has to be asked for.
+pub(super) fn not_shown(target: &Target) -> Failure {
+    Failure::NotBeforeCommit(format!(
+        "the provider does not show a row of table {} yet, a value of which has to be asked for",
+        target.name
+    ))
 }
 
 /// Why a transaction is not prepared that a copy is in the way of.
