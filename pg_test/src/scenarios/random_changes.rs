@@ -154,13 +154,16 @@ fn one_way(stage: &Stage) -> Result<()> {
                 .with_context(|| format!("after alteration {number}"))?;
         }
     }
+    wait::until(
+        "triggers with ENABLE ALWAYS or REPLICA have seen three kinds of changes",
+        Duration::from_secs(60),
+        || {
+            let witnessed = two.number(database, "SELECT count(DISTINCT what) FROM witnessed")?;
+            Ok(Probe::when(witnessed >= 3, format!("{witnessed}")))
+        },
+    )?;
     conclude(writers)?;
     compared(stage, &cluster, 1, 2, &tables).context("at the end")?;
-    let witnessed = two.number(database, "SELECT count(DISTINCT what) FROM witnessed")?;
-    ensure!(
-        witnessed >= 3,
-        "triggers with ENABLE ALWAYS or REPLICA saw only {witnessed} kinds of changes"
-    );
     let skipped = two.number(database, "SELECT sum(rows_skipped) FROM ha.status_subscriptions")?;
     ensure!(skipped == 0, "{skipped} changes were passed over");
     Ok(())
