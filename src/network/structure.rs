@@ -42,7 +42,8 @@ impl Drop for Running {
 }
 
 /// The statements that make the provider's schemas, tables, types, functions and so on: of all but this extension,
-/// without privileges, and with those owners that are among `roles` (quoted where needed): others do not exist here.
+/// with those owners, and the privileges of those roles, that are among `roles` (quoted where needed): others do not
+/// exist here.
 pub(crate) fn dump(dsn: &str, roles: &[String]) -> Result<String, DumpError> {
     let mut parameters = parse_dsn(dsn)?;
     let program = server::program("pg_dump");
@@ -60,7 +61,6 @@ pub(crate) fn dump(dsn: &str, roles: &[String]) -> Result<String, DumpError> {
     let child = command
         .args([
             "--schema-only",
-            "--no-privileges",
             "--no-publications",
             "--no-subscriptions",
             "--exclude-schema=ha",
@@ -161,6 +161,36 @@ fn owner(line: &str) -> Option<&str> {
     owner.strip_suffix(';')
 }
 
+/// Whether the statement is about privileges, and then whether all roles that it names are known.
+fn privileges(line: &str, known: impl Fn(&str) -> bool) -> Option<bool> {
+    if line.ends_with(" SESSION AUTHORIZATION;") || line.starts_with("SET SESSION AUTHORIZATION ") {
+        // Who gave a privilege on is not kept: all come from the owner.
+        return Some(false);
+    }
+    let (head, statement) = match line.strip_prefix("ALTER DEFAULT PRIVILEGES FOR ROLE ") {
+        None => (None, line),
+        Some(rest) => {
+            let start = [" GRANT ", " REVOKE "]
+                .iter()
+                .filter_map(|word| rest.find(word))
+                .min()?;
+            let (head, statement) = rest.split_at(start);
+            let role = head.split_once(" IN SCHEMA ").map_or(head, |(role, _)| role);
+            (Some(role), statement.trim_start())
+        }
+    };
+    let separator = if statement.starts_with("GRANT ") {
+        " TO "
+    } else if statement.starts_with("REVOKE ") {
+        " FROM "
+    } else {
+        return None;
+    };
+    let (_, grantee) = statement.strip_suffix(';')?.rsplit_once(separator)?;
+    let grantee = grantee.strip_suffix(" WITH GRANT OPTION").unwrap_or(grantee);
+    Some((grantee == "PUBLIC" || known(grantee)) && head.is_none_or(known))
+}
+
 /// The script as part of a transaction: without what only psql understands, without the extension, which is here, and
 /// with settings that end with the transaction. Those of limits in time are left as they are.
 fn within_transaction(script: &str, roles: &[String]) -> String {
@@ -170,6 +200,9 @@ fn within_transaction(script: &str, roles: &[String]) -> String {
             let for_superusers =
                 line.starts_with("ALTER EVENT TRIGGER ") || line.starts_with("ALTER FOREIGN DATA WRAPPER ");
             let kept = !for_superusers && roles.iter().any(|role| role == owner);
+            return kept.then(|| line.to_owned());
+        }
+        if let Some(kept) = privileges(line, |role| roles.iter().any(|known| known == role)) {
             return kept.then(|| line.to_owned());
         }
         if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") {
@@ -303,6 +336,26 @@ mod tests {
         assert_eq!(
             within_transaction(script, &roles),
             "ALTER TABLE public.a OWNER TO \"Bob\";\nALTER SCHEMA s OWNER TO bob;"
+        );
+    }
+
+    #[test]
+    fn privileges_of_roles_that_exist_stay() {
+        let script = "REVOKE ALL ON FUNCTION public.f() FROM PUBLIC;\n\
+                      GRANT ALL ON FUNCTION public.f() TO bob WITH GRANT OPTION;\n\
+                      GRANT SELECT(a) ON TABLE public.t TO carol;\n\
+                      SET SESSION AUTHORIZATION bob;\n\
+                      GRANT ALL ON FUNCTION public.f() TO \"Bob\";\n\
+                      RESET SESSION AUTHORIZATION;\n\
+                      ALTER DEFAULT PRIVILEGES FOR ROLE bob IN SCHEMA s GRANT SELECT ON TABLES TO PUBLIC;\n\
+                      ALTER DEFAULT PRIVILEGES FOR ROLE carol REVOKE ALL ON FUNCTIONS FROM PUBLIC;";
+        let roles = ["\"Bob\"".to_owned(), "bob".to_owned()];
+        assert_eq!(
+            within_transaction(script, &roles),
+            "REVOKE ALL ON FUNCTION public.f() FROM PUBLIC;\n\
+             GRANT ALL ON FUNCTION public.f() TO bob WITH GRANT OPTION;\n\
+             GRANT ALL ON FUNCTION public.f() TO \"Bob\";\n\
+             ALTER DEFAULT PRIVILEGES FOR ROLE bob IN SCHEMA s GRANT SELECT ON TABLES TO PUBLIC;"
         );
     }
 

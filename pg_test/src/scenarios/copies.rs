@@ -548,7 +548,8 @@ END $$;
              CREATE ROLE \"On both\"; CREATE ROLE here_only; CREATE FUNCTION app.whose() RETURNS int SECURITY DEFINER LANGUAGE sql
                  RETURN 1;
              ALTER TABLE app.people OWNER TO \"On both\"; ALTER FUNCTION app.whose() OWNER TO \"On both\";
-             ALTER TABLE app.pets OWNER TO here_only"
+             ALTER TABLE app.pets OWNER TO here_only;
+             REVOKE ALL ON FUNCTION app.whose() FROM PUBLIC; GRANT SELECT ON app.good TO \"On both\", here_only"
         ),
     )?;
     let dsn = format!(
@@ -597,6 +598,16 @@ END $$;
         "settings of the session were changed"
     );
     session.exec("COMMIT")?;
+    let privileges = second.text(
+        &cluster.database,
+        "SELECT (SELECT count(*) FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f'::\"char\", proowner)))
+                  WHERE proname = 'whose' AND grantee = 0)::text || ' ' ||
+                has_table_privilege('On both', 'app.good', 'SELECT')::text",
+    )?;
+    ensure!(
+        privileges == "0 true",
+        "who may call the function and read the view: {privileges}"
+    );
     let owners = "SELECT (SELECT string_agg(relowner::regrole::text, ', ' ORDER BY relname) FROM pg_class
                            WHERE oid IN ('app.people'::regclass, 'app.pets'::regclass))
                  || ', ' || (SELECT proowner::regrole FROM pg_proc WHERE proname = 'whose')";
