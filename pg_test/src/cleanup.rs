@@ -97,8 +97,31 @@ pub(crate) fn release(resource: &Resource, keep_directories: bool) {
     }
 }
 
+/// A server that was killed leaves its segment of shared memory, and a machine has room for a few thousand only.
+fn remove_shared_memory(path: &Path, depth: u8) {
+    if let Ok(text) = std::fs::read_to_string(path.join("postmaster.pid")) {
+        // The last number of the line with the key.
+        let id = text
+            .lines()
+            .nth(6)
+            .and_then(|line| line.split_whitespace().nth(1));
+        if let Some(id) = id.filter(|id| id.bytes().all(|byte| byte.is_ascii_digit())) {
+            quietly(Command::new("ipcrm").args(["-m", id]));
+        }
+        return;
+    }
+    if depth > 0 && !path.join("PG_VERSION").exists() {
+        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_shared_memory(&entry.path(), depth - 1);
+            }
+        }
+    }
+}
+
 /// Best effort: there is nobody left who could do anything about a failure here.
 fn remove_directory(path: &Path) {
+    remove_shared_memory(path, 4);
     if let Err(error) = std::fs::remove_dir_all(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {

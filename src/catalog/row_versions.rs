@@ -44,7 +44,8 @@ pub(crate) fn note(versions: Vec<RowVersion>) -> Result<(), Error> {
         "INSERT INTO ha.row_versions (relation, key, committed_at, origin) \
          SELECT DISTINCT ON (relation, key) relation, key, \
                 '2000-01-01 00:00:00+00'::timestamptz + at * interval '1 microsecond', origin \
-           FROM pg_catalog.unnest($1::oid[], $2::bytea[], $3::bigint[], $4::integer[]) \
+           FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::bytea[]), \
+                           pg_catalog.unnest($3::bigint[]), pg_catalog.unnest($4::integer[])) \
                 AS v (relation, key, at, origin) ORDER BY relation, key, at DESC \
          ON CONFLICT (relation, key) DO UPDATE SET committed_at = excluded.committed_at, origin = excluded.origin",
         &[relations.into(), keys.into(), times.into(), origins.into()],
