@@ -276,11 +276,17 @@ pub(crate) fn has_binary_form(type_oid: pg_sys::Oid) -> bool {
     }
 }
 
-/// Types whose receive function refuses some of what their send function gives: vectors without members.
+/// Types whose receive function refuses some of what their send function gives: vectors without members and, in recent
+/// minor releases, queries of text search without terms.
 fn reads_back_less(type_oid: pg_sys::Oid) -> bool {
     matches!(
         type_oid,
-        pg_sys::INT2VECTOROID | pg_sys::OIDVECTOROID | pg_sys::INT2VECTORARRAYOID | pg_sys::OIDVECTORARRAYOID
+        pg_sys::INT2VECTOROID
+            | pg_sys::OIDVECTOROID
+            | pg_sys::INT2VECTORARRAYOID
+            | pg_sys::OIDVECTORARRAYOID
+            | pg_sys::TSQUERYOID
+            | pg_sys::TSQUERYARRAYOID
     )
 }
 

@@ -99,12 +99,11 @@ fn cause(stage: &Stage, cluster: &Cluster, (number, fault): Fall) -> Result<()> 
                 crate::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
             }
         }
+        // By signal too: the server may be recovering from the last fall, which it noticed only just now.
         Fault::Terminate(kind) => {
-            let sql = format!(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = {}",
-                literal(kind)
-            );
-            node.exec("postgres", &sql)?;
+            if let Some(pid) = process_of(node, kind)? {
+                crate::process::signal(pid, nix::sys::signal::Signal::SIGTERM);
+            }
         }
         Fault::Stop(how) => {
             node.stop(how)?;
@@ -191,7 +190,11 @@ fn copying(stage: &Stage) -> Result<()> {
               WHERE relation IS NOT NULL AND status = 'replicating' AND table_id % 9 = {}",
             stage.random(0..9)
         );
-        two.exec(&cluster.database, &ask).with_context(told)?;
+        wait::until("n2 takes the wish for copies", PATIENCE, || {
+            two.exec(&cluster.database, &ask)?;
+            Ok(Probe::Ready(()))
+        })
+        .with_context(told)?;
         wait::let_run(Duration::from_millis(stage.random(0..700)))?;
         cause(stage, &cluster, fall).with_context(told)?;
         if round % 3 == 0 {
