@@ -63,9 +63,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The one subscription of these scenarios: node 2 receives from node 1.
-const NAME: &str = "sub_n2_n1";
+pub(super) const NAME: &str = "sub_n2_n1";
 
-fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
+pub(super) fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
     let dsn = cluster.node(1)?.dsn(&cluster.database);
     cluster.node(2)?.exec(
         &cluster.database,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use super::copies::{NAME, subscribe_with_copy};
 use crate::cluster::{Cluster, Plan};
 use crate::compare;
 use crate::node::Node;
@@ -40,21 +41,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         both_ways,
     ),
 ];
-
-/// The subscription of node 2 to node 1.
-const NAME: &str = "sub_n2_n1";
-
-fn subscribe_with_copy(cluster: &Cluster) -> Result<()> {
-    let dsn = cluster.node(1)?.dsn(&cluster.database);
-    cluster.node(2)?.exec(
-        &cluster.database,
-        &format!(
-            "SELECT ha.sub_create({}, {}, synchronize_data => true)",
-            literal(NAME),
-            literal(&dsn)
-        ),
-    )
-}
 
 fn wait_for_table(cluster: &Cluster, node: &Node, table: &str, status: &str) -> Result<()> {
     let query = format!(

@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::copies::{NAME, subscribe_with_copy};
 use super::support::refused;
 use crate::cluster::{Cluster, Plan};
 use crate::compare;
@@ -40,21 +41,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         killed,
     ),
 ];
-
-/// The one subscription of these scenarios: node 2 receives from node 1.
-const NAME: &str = "sub_n2_n1";
-
-fn subscribe(cluster: &Cluster) -> Result<()> {
-    let dsn = cluster.node(1)?.dsn(&cluster.database);
-    cluster.node(2)?.exec(
-        &cluster.database,
-        &format!(
-            "SELECT ha.sub_create({}, {}, synchronize_data => true)",
-            literal(NAME),
-            literal(&dsn)
-        ),
-    )
-}
 
 fn wait_for_sync(cluster: &Cluster) -> Result<()> {
     let waiting = format!("SELECT ha.sub_wait_for_sync({}, '1 s')", literal(NAME));
@@ -110,7 +96,7 @@ fn indexes(stage: &Stage) -> Result<()> {
     )?;
     // Rows that the index here does not let in.
     second.exec(db, "CREATE UNIQUE INDEX only_here ON twice (v)")?;
-    subscribe(&cluster)?;
+    subscribe_with_copy(&cluster)?;
     let mut polling = second.polling(db);
     wait::until(
         "the copy of twice has failed, all others have not",
@@ -215,7 +201,7 @@ fn many_tables(stage: &Stage) -> Result<()> {
     )?;
     // Bad ones among the others: one missing, one with rows of its own.
     second.exec(db, "DROP TABLE small_77; INSERT INTO small_5 VALUES (-1, 'here')")?;
-    subscribe(&cluster)?;
+    subscribe_with_copy(&cluster)?;
     second.exec(
         db,
         &format!(
@@ -302,7 +288,7 @@ fn killed(stage: &Stage) -> Result<()> {
     let mut holder = second.session(db)?;
     holder.exec("SELECT pg_advisory_lock(42)")?;
     holder.exec("BEGIN; LOCK TABLE small_20 IN SHARE MODE")?;
-    subscribe(&cluster)?;
+    subscribe_with_copy(&cluster)?;
     let mut polling = second.polling(db);
     wait::until(
         "a copier builds an index, another one brings tables",
